@@ -1,0 +1,51 @@
+# Every target is complete in itself: on a fresh machine it needs make, Python 3.11 (with venv) and, for the system
+# tools, apt-get.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+STAMP := .venv/.isobit-setup
+JOBS ?= 2
+C_SOURCES = $(shell find runtime_stubs -name '*.[ch]' -o -name '*.cpp')
+
+.PHONY: help setup demo test test-slow lint fmt vectors status clean
+
+help: ## what there is
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml constraints.txt hatch_build.py
+	[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+setup: $(STAMP) ## .venv with the pinned dependencies, and the system tools
+	@tools/setup_system.sh
+
+demo: setup ## quantize a small model, build it for every target and verify
+	$(BIN)/isobit demo
+
+test: setup ## the tests that take under 10 minutes
+	$(BIN)/python -m pytest -m "not slow" -n $(JOBS)
+
+# pytest exits with 5 when it selects no test.
+test-slow: setup ## the other tests
+	$(BIN)/python -m pytest -m slow || [ $$? -eq 5 ]
+
+lint: setup ## ruff, mypy and clang-format, changing nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy build/dev/isobit tests
+	$(if $(C_SOURCES),clang-format --dry-run -Werror $(C_SOURCES))
+
+fmt: setup ## format the Python and C sources
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+	$(if $(C_SOURCES),clang-format -i $(C_SOURCES))
+
+vectors: setup ## generate the conformance vectors
+	$(BIN)/python tools/golden.py
+
+status: setup ## generate the status tables
+	$(BIN)/python tools/status_table.py
+
+clean: ## remove what was generated; .venv stays, the next setup links it again
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis $(STAMP)
+	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Programs as files: ONNX, TVM TIR and the artifact that holds both."""

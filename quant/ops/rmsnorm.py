@@ -1,0 +1,50 @@
+"""RMSNorm (Zhang and Sennrich 2019, eq. 4) in three nodes: sum of squares, reciprocal square root, scale."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from isobit.quant.expr import bound, clip, clz, table
+from isobit.quant.ops.op import Case
+from isobit.quant.ops.requantize import INT8, rounding_shift
+
+RSQRT_SEED = tuple(min(32767, round(16384 / math.sqrt((i + 0.5) / 256))) for i in range(64, 256))
+"""2^14 / sqrt(x) for x in [1/4, 1), by its top eight bits."""
+
+
+def square(x: Any) -> Any:
+    """x * x, one term of the sum of squares."""
+    return x * x
+
+
+def rsqrt(v: Any, *, eps: int, width: int) -> Any:
+    """2^(14 + width/2) / sqrt(v + eps); v + eps below 2^width, width even, 0 taken as 1.  Relative error below 2^-12.
+
+    Normalised to a mantissa in [1/4, 1) by leading zeros; a table, then one Newton step r (3 - x r^2) / 2.
+    """
+    v = clip(v + eps, 1, (1 << width) - 1)
+    zeros = clz(v, width) & 62
+    mantissa = bound(v << zeros, 1 << (width - 2), (1 << width) - 1) >> (width - 16)
+    r = table(RSQRT_SEED, (mantissa >> 8) - 64)
+    nearly_one = bound(mantissa * ((r * r) >> 14), 0, (1 << 31) - 1) >> 16
+    return ((r * (49152 - nearly_one)) >> 15) << (zeros >> 1)
+
+
+def rmsnorm_scale(x: Any, inverse_rms: Any, gain: Any, *, pre: int, s: int, lo: int, hi: int) -> Any:
+    """x * inverse_rms * gain: the inverse from `rsqrt`, the gain per channel with the scales folded in."""
+    normalised = (x * inverse_rms) >> pre
+    return clip(rounding_shift(normalised * gain, s), lo, hi)
+
+
+SUM_SQUARES_CASES = (
+    Case("16 bits", "tk->t", {"k": 7}, ("i16",), {"acc": 64}),
+    Case("8 bits", "tk->t", {"k": 33}, ("i8",), {"acc": 32}),
+)
+RSQRT_CASES = (
+    Case("every width of sum", "tn->tn", {"n": 64}, ("u35",), {"eps": 3, "width": 36}),
+    Case("no epsilon", "tn->tn", {"n": 64}, ("u20",), {"eps": 0, "width": 20}),
+)
+RMSNORM_SCALE_CASES = (
+    Case("full range", "tn,t,n->tn", {"n": 16}, ("i16", "u32", "=i16"), {"pre": 17, "s": 18, **INT8}),
+)

@@ -1,0 +1,216 @@
+"""The Program: a flat list of integer nodes, frozen.  Every value but a constant has a batch axis, then time.
+
+An index signature such as `tk,nk,n->tn` names the axes of every operand and of the output; the batch axis is implied on
+operands that have `t`.  A recurrence names its state's axes after a bar: `tcn,tc,tn,tn->tc|cn`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from isobit.quant.errors import CheckError
+from isobit.quant.expr.interval import Interval
+from isobit.quant.ops import OPS, Op
+
+Array = npt.NDArray[np.int64]
+Arrays = dict[str, Array]
+
+CONTAINERS = (8, 16, 32, 64)
+
+
+@dataclass(frozen=True)
+class IntType:
+    """An integer of `bits` bits; stored in the smallest signed container of 8, 16, 32 or 64 bits that holds it."""
+
+    bits: int
+    signed: bool = True
+
+    @property
+    def range(self) -> Interval:
+        if self.signed:
+            return Interval(-(1 << (self.bits - 1)), (1 << (self.bits - 1)) - 1)
+        return Interval(0, (1 << self.bits) - 1)
+
+    @property
+    def container(self) -> int:
+        return container(self.range)
+
+    @property
+    def dtype(self) -> np.dtype[np.signedinteger]:
+        """The little-endian numpy type of the container."""
+        return np.dtype(f"<i{self.container // 8}")
+
+    def __str__(self) -> str:
+        return f"{'i' if self.signed else 'u'}{self.bits}"
+
+
+def int_type(text: str) -> IntType:
+    """The inverse of str: `i8`, `u15`."""
+    match = re.fullmatch(r"([iu])([1-9]\d?)", text)
+    if not match:
+        raise CheckError(f"element type '{text}': expected i or u and a width, such as i8 or u15")
+    return IntType(int(match[2]), match[1] == "i")
+
+
+def container(known: Interval) -> int:
+    """Bits of the smallest signed machine integer that holds the interval."""
+    for bits in CONTAINERS:
+        if known.bits <= bits:
+            return bits
+    raise CheckError(f"{known} does not fit 64 bits")
+
+
+def smallest(known: Interval) -> IntType:
+    """The machine integer that stores values of this interval."""
+    return IntType(container(known))
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """Shape without the batch axis (`T` for time), element type, and the real value of one unit, for people and edges."""
+
+    shape: tuple[int | str, ...]
+    elem: IntType
+    scale: float | None = None
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """The shape without time."""
+        return tuple(d for d in self.shape if isinstance(d, int))
+
+    @property
+    def size(self) -> int:
+        """Elements per time step."""
+        return int(np.prod(self.dims, dtype=np.int64))
+
+    def __str__(self) -> str:
+        return f"{self.elem}[{', '.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True)
+class Input:
+    name: str
+    type: TensorType
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A named tensor; `data` holds its containers, little endian, row-major."""
+
+    name: str
+    type: TensorType
+    data: bytes
+
+    @cached_property
+    def array(self) -> Array:
+        array = np.frombuffer(self.data, self.type.elem.dtype).reshape(self.type.dims).astype(np.int64)
+        array.setflags(write=False)
+        return array
+
+
+def constant(name: str, array: npt.ArrayLike, elem: IntType, scale: float | None = None) -> Constant:
+    """A Constant of `array`, whose values must fit `elem`."""
+    values = np.asarray(array, np.int64)
+    if values.size and Interval(int(values.min()), int(values.max())) not in elem.range:
+        raise CheckError(f"{name}: values in [{values.min()}, {values.max()}] do not fit {elem}")
+    return Constant(name, TensorType(values.shape, elem, scale), values.astype(elem.dtype).tobytes())
+
+
+@dataclass(frozen=True)
+class State:
+    """A named value that lives from one time step to the next; every element starts as `initial`."""
+
+    name: str
+    type: TensorType
+    initial: int = 0
+
+
+@dataclass(frozen=True)
+class Labels:
+    """A parsed index signature."""
+
+    inputs: tuple[str, ...]
+    output: str
+    state: str
+
+    @property
+    def reduced(self) -> str:
+        """Indices that the output lacks, in order of appearance."""
+        seen = "".join(self.inputs) + self.state
+        return "".join(dict.fromkeys(k for k in seen if k not in self.output and k != "t"))
+
+
+@dataclass(frozen=True)
+class Node:
+    """One op: its parameters, operands, output, index signature, state, the user's layer (`loc`) and the output's scale."""
+
+    op: str
+    params: tuple[tuple[str, int], ...]
+    inputs: tuple[str, ...]
+    output: str
+    index: str
+    loc: str
+    state: str | None = None
+    scale: float | None = None
+
+    @property
+    def spec(self) -> Op:
+        return OPS[self.op]
+
+    @property
+    def param(self) -> dict[str, int]:
+        return dict(self.params)
+
+    @cached_property
+    def labels(self) -> Labels:
+        inputs, _, output = self.index.partition("->")
+        output, _, state = output.partition("|")
+        return Labels(tuple(inputs.split(",")) if self.inputs else (), output, state)
+
+
+@dataclass(frozen=True)
+class Program:
+    """An integer program over time.  `step` and `sequence` are two executions of it."""
+
+    name: str
+    inputs: tuple[Input, ...]
+    constants: tuple[Constant, ...]
+    states: tuple[State, ...]
+    nodes: tuple[Node, ...]
+    outputs: tuple[str, ...]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over everything that the Program is."""
+
+        def tensor(t: TensorType) -> list[object]:
+            return [list(t.shape), str(t.elem), repr(t.scale)]
+
+        content = [
+            self.name,
+            [[i.name, tensor(i.type)] for i in self.inputs],
+            [[c.name, tensor(c.type), hashlib.sha256(c.data).hexdigest()] for c in self.constants],
+            [[s.name, tensor(s.type), s.initial] for s in self.states],
+            [[n.op, n.params, n.inputs, n.output, n.index, n.loc, n.state, repr(n.scale)] for n in self.nodes],
+            self.outputs,
+        ]
+        return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
+
+    @cached_property
+    def constant(self) -> dict[str, Constant]:
+        return {c.name: c for c in self.constants}
+
+    @cached_property
+    def state(self) -> dict[str, State]:
+        return {s.name: s for s in self.states}
+
+    def initial_states(self, batch: int) -> Arrays:
+        """States before the first step: name -> int64 (batch, *shape)."""
+        return {s.name: np.full((batch, *s.type.dims), s.initial, np.int64) for s in self.states}

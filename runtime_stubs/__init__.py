@@ -1,0 +1,1 @@
+"""C, HLS, RTL and GPU sources that generated code is compiled with."""

@@ -1,0 +1,1 @@
+"""Backends: how a Program is built, run and verified on each target."""
