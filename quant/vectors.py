@@ -17,6 +17,7 @@ class Vectors:
     """Input sequences of one length with the reference's answers.
 
     inputs, outputs: name -> int64 (B, T, *shape); states: name -> int64 (B, *shape) after the last step.
+    start: the states before the first step; None for reset states.
     """
 
     name: str
@@ -24,10 +25,24 @@ class Vectors:
     inputs: Arrays
     outputs: Arrays
     states: Arrays
+    start: Arrays | None = None
+
+    @property
+    def steps(self) -> int:
+        return int(next(iter(self.inputs.values())).shape[1])
 
     @property
     def batch(self) -> int:
         return int(next(iter(self.inputs.values())).shape[0])
+
+    def select(self, rows: slice) -> Vectors:
+        """Some of the batch."""
+
+        def cut(arrays: Arrays) -> Arrays:
+            return {k: x[rows] for k, x in arrays.items()}
+
+        start = None if self.start is None else cut(self.start)
+        return Vectors(self.name, self.why, cut(self.inputs), cut(self.outputs), cut(self.states), start)
 
     @property
     def values(self) -> int:
@@ -54,7 +69,7 @@ def random_values(elem: IntType, shape: tuple[int, ...], rng: np.random.Generato
 
 
 def golden(program: Program, real: Arrays | None = None, steps: int = 8, seed: int = 0) -> Iterator[Vectors]:
-    """Corner cases, seeded random sequences, one single step, and real samples where given (name -> (B, T, *shape))."""
+    """Corner cases, seeded random sequences, one step, a resumed sequence, and real samples (name -> (B, T, *shape))."""
     rng = np.random.default_rng(seed)
 
     def shape(i: Input, batch: int, length: int) -> tuple[int, ...]:
@@ -74,13 +89,16 @@ def golden(program: Program, real: Arrays | None = None, steps: int = 8, seed: i
     yield _vectors(program, "random", f"seeded random over each input's type (seed {seed})", randoms)
     single = {i.name: random_values(i.type.elem, shape(i, 2, 1), rng) for i in program.inputs}
     yield _vectors(program, "one-step", "a sequence of length one", single)
+    later = {i.name: random_values(i.type.elem, shape(i, 2, steps // 2), rng) for i in program.inputs}
+    _, saved = interpret(program, {k: x[:2] for k, x in randoms.items()})
+    yield _vectors(program, "resumed", "a sequence that starts from saved states", later, saved)
     if real is not None:
         yield _vectors(program, "real", "samples given by the user", real)
 
 
-def _vectors(program: Program, name: str, why: str, inputs: Arrays) -> Vectors:
-    outputs, states = interpret(program, inputs)
-    return Vectors(name, why, inputs, outputs, states)
+def _vectors(program: Program, name: str, why: str, inputs: Arrays, start: Arrays | None = None) -> Vectors:
+    outputs, states = interpret(program, inputs, start)
+    return Vectors(name, why, inputs, outputs, states, start)
 
 
 def case_program(op: str, case: Case, name: str = "case") -> Program:

@@ -6,10 +6,12 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from isobit.quant.errors import IsobitError
+
 OUTPUT_LINES_SHOWN = 30
 
 
-class ToolMissing(Exception):
+class ToolMissing(IsobitError):
     """A program that a target needs is not installed. The message is one line and ends with the remedy."""
 
     def __init__(self, tool: str, hint: str) -> None:
@@ -19,7 +21,7 @@ class ToolMissing(Exception):
         self.hint = hint
 
 
-class ToolFailed(Exception):
+class ToolFailed(IsobitError):
     """A program was found and run, and did not do its work."""
 
     def __init__(self, what: str, command: Sequence[str], outcome: str, output: str) -> None:

@@ -96,8 +96,8 @@ def _enumerate(claim: Claim, cut: Sym) -> None:
     cone = _cone(claim.node, frozenset({cut.number}))
     exact = intervals(cone, {cut.number: cut.range})
     dtype: type = np.int64 if all(i.bits <= 64 for i in exact.values()) else object
-    x = np.arange(cut.range.lo, cut.range.hi + 1).astype(dtype)
-    values = {cut.number: x}
+    x: Any = np.arange(cut.range.lo, cut.range.hi + 1).astype(dtype)
+    values: dict[int, Any] = {cut.number: x}
     for n in cone:
         if n.number not in values:
             values[n.number] = evaluate_node(n, numpy_domain(), [values[a.number] for a in n.args])

@@ -82,7 +82,8 @@ def tabulate(traced: Traced, most: int = 256) -> Traced | None:
     values = tuple(int(v) for v in np.broadcast_to(traced.evaluate(*operands), domain.shape))
     graph = Graph()
     symbols = tuple(graph.operand(o.name, o.range) for o in traced.operands)
-    index = graph.apply("sub", symbols[traced.operands.index(x)], x.range.lo)
+    symbol = symbols[traced.operands.index(x)]
+    index = graph.apply("sub", symbol, x.range.lo) if x.range.lo else symbol
     result = Traced(symbols, graph.apply("table", values, index))
     if not np.array_equal(result.evaluate(*operands), traced.evaluate(*operands)):
         raise ExprError(f"the table of {x.name} in {x.range} does not equal the function that it replaces")

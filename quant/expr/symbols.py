@@ -94,6 +94,8 @@ class Graph:
         _refuse_misused_conditions(primitive, nodes)
         if all(n.op == "const" for n in nodes):
             return self.symbol(PRIMITIVES[primitive](domain_of(), *(n.range.lo for n in nodes)))
+        if (same := _identity(primitive, nodes)) is not None:
+            return same
         known = nodes[0].range.apply(primitive, *(n.range for n in nodes))
         return self._node(primitive, nodes, (), _sharpen(primitive, nodes, known))
 
@@ -113,11 +115,22 @@ def _refuse_misused_conditions(primitive: str, nodes: tuple[Sym, ...]) -> None:
             raise ExprError(f"select wants a comparison first, got {n.op}")
 
 
+def _identity(primitive: str, nodes: tuple[Sym, ...]) -> Sym | None:
+    """The operand that x + 0, x - 0, x * 1, x << 0, x >> 0 and their mirrors leave as it is."""
+    if primitive in ("add", "sub", "shl", "shr") and nodes[1].fixed == 0:
+        return nodes[0]
+    if primitive == "mul" and nodes[1].fixed == 1:
+        return nodes[0]
+    if (primitive, nodes[0].fixed) in (("add", 0), ("mul", 1)):
+        return nodes[1]
+    return None
+
+
 def _sharpen(primitive: str, nodes: tuple[Sym, ...], known: Interval) -> Interval:
     """Two facts that intervals of the operands alone lose: x * x >= 0, and select(x < 0, -x, x) >= 0."""
     if primitive == "mul" and nodes[0] is nodes[1]:
-        x = nodes[0].range
-        return Interval(0 if 0 in x else min(x.lo**2, x.hi**2), max(x.lo**2, x.hi**2))
+        lo, hi = nodes[0].range.lo, nodes[0].range.hi
+        return Interval(0 if lo <= 0 <= hi else min(lo * lo, hi * hi), max(lo * lo, hi * hi))
     if primitive == "select":
         condition, negated, x = nodes
         is_sign = condition.op == "lt" and condition.args[0] is x and condition.args[1].fixed == 0
@@ -231,8 +244,9 @@ class _naming:
     """While active, watches the frames of the definition's own file and names symbols and tables after its variables."""
 
     def __init__(self, definition: Callable[..., Any], graph: Graph) -> None:
-        self.graph, self.definition = graph, definition
-        for name, value in _tables(definition.__globals__):  # type: ignore[attr-defined]
+        self.graph = graph
+        self.globals: dict[str, Any] = getattr(definition, "__globals__", {})
+        for name, value in _tables(self.globals):
             graph.table_names.setdefault(value, name.lower())
 
     def __enter__(self) -> None:
@@ -243,14 +257,18 @@ class _naming:
         sys.settrace(self.before)
 
     def _enter_frame(self, frame: FrameType, _event: str, _arg: Any) -> Any:
-        if frame.f_globals.get("__name__", "").startswith("isobit.quant.expr"):
+        module = frame.f_globals.get("__name__", "")
+        if not module.startswith("isobit.quant.ops") and frame.f_globals is not self.globals:
             return None
         for name, value in _tables(frame.f_globals):
             self.graph.table_names.setdefault(value, name.lower())
         return self._watch
 
     def _watch(self, frame: FrameType, _event: str, _arg: Any) -> Any:
+        parameters = frame.f_code.co_varnames[: frame.f_code.co_argcount]
         for name, value in frame.f_locals.items():
+            if name in parameters:
+                continue
             if isinstance(value, Sym) and not value.name and value.op not in ("const", "var"):
                 value.name = name
             elif _is_table(value):

@@ -22,13 +22,14 @@ def exp2_negative(x: Any) -> Any:
     """
     n = clip(x >> FRAC, 0, 16)
     f = (x & ((1 << FRAC) - 1)) << (15 - FRAC)
-    p = ONE - rounding_shift(f * (22525 - ((f * 6141) >> 15)), 15)
-    return clip((p + ((1 << n) >> 1)) >> n, 0, ONE - 1)
+    mantissa = ONE - rounding_shift(f * (22525 - ((f * 6141) >> 15)), 15)
+    return clip((mantissa + ((1 << n) >> 1)) >> n, 0, ONE - 1)
 
 
 def decay(dt: Any, a: Any, *, s: int) -> Any:
     """exp(dt*A) as 2^-(dt*a): dt >= 0 the step size, a >= 0 the rate -A*log2(e); (dt*a) >> s is in Q.12, the result in Q0.15."""
-    return exp2_negative(rounding_shift(dt * a, s))
+    octaves = rounding_shift(dt * a, s)
+    return exp2_negative(octaves)
 
 
 DECAY_CASES = (

@@ -10,20 +10,22 @@ from isobit.quant.ops.op import Case
 from isobit.quant.ops.requantize import INT8, INT16, rounding_shift
 
 RECIPROCAL_SEED = tuple(round(ONE / (1 + (i + 0.5) / 64)) for i in range(64))
-"""1/d in Q0.15 for d in [1, 2), by the top six bits after the point."""
+"""1/(1 + e) in Q0.15 by the top six bits of e in [0, 1)."""
 
 
-def reciprocal(d: Any) -> Any:
-    """1/d in Q0.15, d in Q1.15 and in [1, 2): a table, then one Newton step r (2 - d r).  Error below 2^-13."""
-    r = table(RECIPROCAL_SEED, (d - ONE) >> 9)
+def reciprocal_one_plus(e: Any) -> Any:
+    """1/(1 + e) in Q0.15, e in Q0.15 and in [0, 1): a table, then one Newton step r (2 - d r).  Error below 2^-13."""
+    d = ONE + e
+    r = table(RECIPROCAL_SEED, e >> 9)
     return rounding_shift(r * (2 * ONE - ((d * r) >> 15)), 15)
 
 
 def sigmoid(t: Any) -> Any:
     """1 / (1 + 2^-t) in Q0.15, t in Q.12 octaves; computed on |t|, where nothing overflows."""
-    e = exp2_negative(select(t < 0, -t, t))
-    r = reciprocal(ONE + e)
-    return select(t < 0, rounding_shift(e * r, 15), r)
+    magnitude = select(t < 0, -t, t)
+    e = exp2_negative(magnitude)
+    right = reciprocal_one_plus(e)
+    return select(t < 0, rounding_shift(e * right, 15), right)
 
 
 def silu(x: Any, *, mx: int, sx: int, m: int, s: int, lo: int, hi: int) -> Any:
@@ -31,7 +33,8 @@ def silu(x: Any, *, mx: int, sx: int, m: int, s: int, lo: int, hi: int) -> Any:
 
     Hendrycks and Gimpel 2016, section 2 (SiLU).
     """
-    gate = sigmoid((x * mx) >> sx)
+    t = (x * mx) >> sx
+    gate = sigmoid(t)
     return clip(rounding_shift(x * gate * m, s), lo, hi)
 
 

@@ -1,0 +1,306 @@
+"""Prints a Nest as one TIR function, `sequence(inputs, states, outputs, [traces], [workspace])`.
+
+Inputs and outputs are (B, T, *shape), states (B, *shape) and updated in place; B and T >= 1 are read from the arguments'
+shapes, and `step` is the same function called with T = 1.  On the CPU the batch loop is parallel and all others are
+plain loops, which LLVM vectorizes.  On the GPU one block of threads runs a batch element through all of its time; the
+threads share the elements of a kernel's output and meet after every kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from tvm import tirx
+from tvm.ir import Call, PointerType, PrimType, Range, StringImm
+
+from isobit.export.tvm.expression import Block, Buffer, Expr, Stmt, cast, dtype_of, expression, imm, load, store, word
+from isobit.quant.expr.interval import Interval
+from isobit.quant.program import container
+from isobit.targets.nest import (
+    Accumulate,
+    Accumulator,
+    Apply,
+    Element,
+    Index,
+    Kernel,
+    Let,
+    Loop,
+    Nest,
+    Offset,
+    Operand,
+    Statement,
+    Store,
+    Tap,
+    identifier,
+)
+
+Role = Literal["input", "state", "output", "trace", "workspace"]
+
+STACK_BYTES = 1 << 18
+"""Scratch of one batch element that may live on a CPU thread's stack; beyond it the runtime allocates."""
+
+SHARED_BYTES = 40 << 10
+"""Scratch that may live in a GPU block's shared memory, of which every architecture has 48 KiB; the rest is workspace."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One argument of the function; B and T stand for the batch and the time."""
+
+    name: str
+    value: str
+    role: Role
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Function:
+    """A printed Nest.  prim: the function; constants: arrays that it asks for by name, to be embedded by the compiler."""
+
+    prim: tirx.PrimFunc
+    parameters: tuple[Parameter, ...]
+    constants: Mapping[str, npt.NDArray[np.signedinteger]]
+
+
+def sequence(nest: Nest, traced: bool, threads: int | None = None) -> Function:
+    """traced: further int64 parameters, one per node, receive every Tap.  threads: of a GPU block; None is the CPU."""
+    return _Printer(nest, traced, threads).function()
+
+
+def threads_for(nest: Nest) -> int:
+    """Threads of a GPU block: as many as the widest kernel has elements, in warps, at most 256."""
+    widest = max((_elements(k) for k in nest.kernels), default=1)
+    return min(256, -(-widest // 32) * 32)
+
+
+def constant_symbol(name: str) -> str:
+    """The compiled function that gives the address of a constant."""
+    return f"isobit_constant_{name}"
+
+
+def _independent(kernel: Kernel) -> tuple[list[Loop], tuple[Statement, ...]]:
+    """The loops around everything in a kernel, whose iterations may run in any order, and what they hold."""
+    loops, body = list[Loop](), kernel.body
+    while len(body) == 1 and isinstance(body[0], Loop) and not body[0].reduction:
+        loops.append(body[0])
+        body = body[0].body
+    return loops, body
+
+
+def _elements(kernel: Kernel) -> int:
+    loops, _ = _independent(kernel)
+    return int(np.prod([loop.extent for loop in loops], dtype=np.int64))
+
+
+class _Printer:
+    def __init__(self, nest: Nest, traced: bool, threads: int | None) -> None:
+        self.nest, self.traced, self.threads = nest, traced, threads
+        self.scope = "local" if threads else ""
+        self.batch, self.time = tirx.Var("b", "int32"), tirx.Var("t", "int32")
+        self.sizes = {"B": tirx.Var("B", "int32"), "T": tirx.Var("T", "int32")}
+        self.buffers: dict[str, Buffer] = {}
+        self.traces: dict[str, Buffer] = {}
+        self.lead: dict[str, tuple[Expr, ...]] = {}
+        self.tables: dict[tuple[int, ...], Buffer] = {}
+        self.names = {identifier(name): name for name in self.nest.program.constant}
+        self.constants: dict[str, npt.NDArray[np.signedinteger]] = {}
+        self.constant_buffers: dict[str, Buffer] = {}
+        self.thread = tirx.IterVar(Range(0, threads or 1), tirx.Var("tx", "int32"), tirx.IterVar.ThreadIndex, "threadIdx.x")
+        self.index: dict[str, Expr] = {}
+        self.locals: dict[str, Expr] = {}
+
+    def function(self) -> Function:
+        on_chip, workspace = self.placed_scratch()
+        parameters = self.parameters(workspace)
+        arguments = [self.argument(p) for p in parameters]
+        setup = [self.allocation(v) for v in on_chip]
+        kernels = [self.kernel(k) for k in self.nest.kernels]
+        constants = [self.declaration(name) for name in self.constants]
+        steps = tirx.For(self.time, imm(0), self.sizes["T"], tirx.ForKind.SERIAL, _sequence(kernels))
+        prim = tirx.PrimFunc(arguments, self.batched(_sequence([*constants, *setup, steps])))
+        prim = prim.with_attr("global_symbol", "sequence").with_attr("tirx.noalias", True)
+        return Function(prim, parameters, self.constants)
+
+    def placed_scratch(self) -> tuple[list[str], list[str]]:
+        """Scratch values that the function allocates, and those that a GPU takes from its caller."""
+        if not self.threads:
+            return list(self.nest.scratch), []
+        on_chip, workspace, used = list[str](), list[str](), 0
+        for v in self.nest.scratch:
+            size = -(-self.bytes(v) // 16) * 16
+            fits = used + size <= SHARED_BYTES
+            used += size if fits else 0
+            (on_chip if fits else workspace).append(v)
+        return on_chip, workspace
+
+    def bytes(self, value: str) -> int:
+        t = self.nest.type(value)
+        return t.size * t.elem.container // 8
+
+    def parameters(self, workspace: list[str]) -> tuple[Parameter, ...]:
+        program = self.nest.program
+
+        def parameter(value: str, role: Role, lead: tuple[str, ...]) -> Parameter:
+            t = self.nest.type(value)
+            return Parameter(identifier(value), value, role, t.elem.dtype.name, (*lead, *t.dims))
+
+        found = [parameter(i.name, "input", ("B", "T")) for i in program.inputs]
+        found += [parameter(s.name, "state", ("B",)) for s in program.states]
+        found += [parameter(o, "output", ("B", "T")) for o in program.outputs]
+        if self.traced:
+            for n in self.nest.order:
+                shape = ("B", "T", *self.nest.checked.types[n.output].dims)
+                found.append(Parameter(f"trace_{identifier(n.output)}", n.output, "trace", "int64", shape))
+        return tuple(found + [parameter(v, "workspace", ("B",)) for v in workspace])
+
+    def argument(self, p: Parameter) -> Buffer:
+        extents = [imm(d) if isinstance(d, int) else self.sizes[d] for d in p.shape]
+        buffer = _buffer(p.name, extents, p.dtype)
+        if p.role == "trace":
+            self.traces[p.value] = buffer
+        else:
+            self.lead[p.value] = (self.batch, self.time) if "T" in p.shape else (self.batch,)
+            self.buffers[p.value] = buffer
+        return buffer
+
+    def allocation(self, value: str) -> Stmt:
+        t = self.nest.type(value)
+        self.lead[value] = ()
+        dims = [imm(d) for d in t.dims or (1,)]
+        self.buffers[value] = _buffer(identifier(value), dims, t.elem.dtype.name, "shared" if self.threads else "")
+        on_stack = not self.threads and sum(map(self.bytes, self.nest.scratch)) <= STACK_BYTES
+        return tirx.AllocBuffer(self.buffers[value], {"disable_lower_builtin": imm(1, "bool")} if on_stack else None)
+
+    def constant(self, name: str, array: npt.NDArray[np.signedinteger]) -> Buffer:
+        """A buffer of constants, declared where all of them are; `name` is unique among them."""
+        self.constants[name] = array
+        self.constant_buffers[name] = _buffer(name, [imm(d) for d in array.shape], array.dtype.name)
+        return self.constant_buffers[name]
+
+    def declaration(self, name: str) -> Stmt:
+        """Inside the batch loop, so that the address stays a constant when the loop's body becomes a function."""
+        pointer = PointerType(PrimType(self.constants[name].dtype.name), "global")
+        address = Call("tirx.call_extern", [StringImm(constant_symbol(name))], ret_ty=pointer)
+        return tirx.DeclBuffer(self.constant_buffers[name], data=address)
+
+    def table(self, values: tuple[int, ...], name: str) -> Buffer:
+        if values not in self.tables:
+            unique = name if name not in self.constants | self.names else f"{name}_{len(self.tables)}"
+            bits = container(Interval(min(values), max(values)))
+            self.tables[values] = self.constant(unique, np.array(values, np.dtype(f"<i{bits // 8}")))
+        return self.tables[values]
+
+    def batched(self, body: Stmt) -> Stmt:
+        if not self.threads:
+            return tirx.For(self.batch, imm(0), self.sizes["B"], tirx.ForKind.PARALLEL, body)
+        block = tirx.IterVar(Range(0, self.sizes["B"]), self.batch, tirx.IterVar.ThreadIndex, "blockIdx.x")
+        body = tirx.AttrStmt(self.thread, "thread_extent", imm(self.threads), body)
+        return tirx.AttrStmt(block, "thread_extent", self.sizes["B"], body)
+
+    def kernel(self, kernel: Kernel) -> Stmt:
+        if not self.threads:
+            block = self.block()
+            self.statements(kernel.body, block)
+            return block.body()
+        barrier = tirx.Evaluate(Call("tirx.tvm_storage_sync", [StringImm("shared")], ret_ty="int32"))
+        return _sequence([self.lanes(kernel, self.threads), barrier])
+
+    def lanes(self, kernel: Kernel, threads: int) -> Stmt:
+        """The kernel with its independent elements dealt to the threads of a block in turn."""
+        loops, inner = _independent(kernel)
+        count, turn, block = _elements(kernel), tirx.Var("turn", "int32"), self.block()
+        lane = self.thread.var
+        if count > threads:
+            lane = load(block.scalar("lane", tirx.Add(tirx.Mul(turn, imm(threads)), lane)), 0)
+        rest = count
+        for loop in loops:
+            rest //= loop.extent
+            place = tirx.Div(lane, imm(rest)) if rest > 1 else lane
+            wrapped = tirx.Mod(place, imm(loop.extent)) if loop is not loops[0] else place
+            self.index[loop.index] = wrapped if len(loops) == 1 else load(block.scalar(loop.index, wrapped), 0)
+        guarded = block if count % threads == 0 else block.child()
+        self.statements(inner, guarded)
+        if guarded is not block:
+            block.statements.append(tirx.IfThenElse(tirx.LT(lane, imm(count)), guarded.body(), None))
+        if count <= threads:
+            return block.body()
+        return tirx.For(turn, imm(0), imm(-(-count // threads)), tirx.ForKind.SERIAL, block.body())
+
+    def block(self) -> Block:
+        return Block(self.table, self.scope)
+
+    def statements(self, statements: tuple[Statement, ...], block: Block) -> None:
+        for s in statements:
+            match s:
+                case Loop():
+                    self.loop(s, block)
+                case Accumulator():
+                    dtype = f"int{word(s.range.bits)}"
+                    start = self.operand(s.start) if s.start else imm(0)
+                    self.locals[s.value] = load(block.scalar(identifier(s.value), cast(start, dtype)), 0)
+                case Accumulate():
+                    self.accumulate(s, block)
+                case Let():
+                    value = cast(self.apply(s.apply, block), f"int{word(s.range.bits)}")
+                    self.locals[s.value] = load(block.scalar(identifier(s.value), value), 0)
+                case Store():
+                    to = self.buffers[s.to.value]
+                    value = cast(self.operand(s.operand), str(to.dtype))
+                    block.statements.append(store(to, value, *self.place(s.to.value, s.to.indices)))
+                case Tap():
+                    if self.traced:
+                        place = [self.batch, self.time, *map(self.position, s.indices)]
+                        value = cast(self.operand(s.operand), "int64")
+                        block.statements.append(store(self.traces[s.node.output], value, *place))
+
+    def loop(self, s: Loop, block: Block) -> None:
+        if s.extent < 1:
+            return
+        variable, body = tirx.Var(s.index, "int32"), block.child()
+        self.index[s.index] = variable
+        self.statements(s.body, body)
+        block.statements.append(tirx.For(variable, imm(0), imm(s.extent), tirx.ForKind.SERIAL, body.body()))
+
+    def accumulate(self, s: Accumulate, block: Block) -> None:
+        """The sum fits the accumulator; a term alone may be wider, where the start outweighs it."""
+        total, term = self.locals[s.value], self.apply(s.term, block)
+        wide = max(dtype_of(total), dtype_of(term))
+        value = tirx.Add(cast(total, wide), cast(term, wide))
+        block.statements.append(store(total.source, cast(value, dtype_of(total)), 0))
+
+    def apply(self, apply: Apply, block: Block) -> Expr:
+        return expression(apply.body, [self.operand(o) for o in apply.operands], block)
+
+    def operand(self, o: Operand) -> Expr:
+        return self.element(o) if isinstance(o, Element) else self.locals[o.value]
+
+    def element(self, e: Element) -> Expr:
+        if e.value in self.nest.program.constant and e.value not in self.buffers:
+            c = self.nest.program.constant[e.value]
+            array = np.frombuffer(c.data, c.type.elem.dtype).reshape(c.type.dims or (1,))
+            self.lead[e.value] = ()
+            self.buffers[e.value] = self.constant(identifier(e.value), array)
+        return load(self.buffers[e.value], *self.place(e.value, e.indices))
+
+    def place(self, value: str, indices: tuple[Index, ...]) -> list[Expr]:
+        """Where an element of a stored value lies; a scalar outside of time is an array of one."""
+        return [*self.lead[value], *map(self.position, indices)] or [imm(0)]
+
+    def position(self, i: Index) -> Expr:
+        if isinstance(i, Offset):
+            return tirx.Add(self.index[i.label], imm(i.by))
+        return imm(i) if isinstance(i, int) else self.index[i]
+
+
+def _sequence(statements: list[Stmt]) -> Stmt:
+    return statements[0] if len(statements) == 1 else tirx.SeqStmt(statements)
+
+
+def _buffer(name: str, shape: list[Expr], dtype: str, scope: str = "") -> Buffer:
+    """Aligned to its elements only: a caller's arrays need not be aligned for vectors."""
+    return tirx.decl_buffer(shape, dtype, name, scope=scope, data_alignment=np.dtype(dtype).itemsize)

@@ -1,0 +1,1 @@
+"""The float graph on real samples: its values, and the ranges that set the scales."""

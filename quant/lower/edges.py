@@ -1,0 +1,40 @@
+"""Where floats meet the Program: how an input is declared, and the one rule that quantizes it on the host."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from isobit.quant.errors import InputError
+from isobit.quant.program import Array, IntType
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What the Program's input is.
+
+    InputSpec(): floats, quantized on the host by `quantize_input` with a calibrated scale.
+    InputSpec(elem, scale): the integers of a sensor, of which one unit is worth `scale`, a power of two, to the model.
+    """
+
+    elem: IntType | None = None
+    scale: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.elem is None) != (self.scale is None):
+            raise InputError("an input of integers is declared by both its element type and its scale")
+        if self.scale is not None and (self.scale <= 0 or math.frexp(self.scale)[0] != 0.5):
+            raise InputError(f"input scale {self.scale}: expected a power of two, such as {2.0**-4}")
+        if self.elem is not None and self.elem.bits > 16:
+            raise InputError(f"input of {self.elem}: expected at most 16 bits")
+
+
+def quantize_input(x: npt.ArrayLike, scale: float, elem: IntType) -> Array:
+    """floor(x/scale + 0.5) in float64, saturated to `elem`; infinities saturate, NaN is an InputError."""
+    values = np.asarray(x, np.float64)
+    if bad := int(np.isnan(values).sum()):
+        raise InputError(f"input: {bad} of {values.size} values are NaN, expected none")
+    return np.clip(np.floor(values / scale + 0.5), elem.range.lo, elem.range.hi).astype(np.int64)

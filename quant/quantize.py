@@ -1,0 +1,118 @@
+"""From a trained torch module and calibration samples to an integer Program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from isobit.quant.calibrate.observe import Calibration, check_samples, evaluate, observe
+from isobit.quant.capture.graph import Floats, Graph
+from isobit.quant.errors import InputError
+from isobit.quant.interpret import interpret
+from isobit.quant.lower.edges import InputSpec, quantize_input
+from isobit.quant.lower.lower import lower
+from isobit.quant.lower.quantity import OUTPUT
+from isobit.quant.program import Array, Arrays, Program
+from isobit.quant.recipe import recipe_named
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Progress = Callable[[str, float], None]
+"""Called with a stage, capture, calibrate or lower, and the part of it that is done, 0 to 1."""
+
+
+@dataclass(frozen=True, eq=False)
+class Quantized:
+    """info: recipe, samples, t_max, and capture_error, max|graph - module| / max|module| on the calibration data."""
+
+    program: Program
+    graph: Graph
+    calibration: Calibration
+    info: dict[str, str | int | float]
+
+
+def quantize(
+    module: nn.Module,
+    calibration: npt.ArrayLike,
+    recipe: str = "w8a8",
+    *,
+    name: str,
+    input: InputSpec | None = None,
+    t_max: int | None = None,
+    progress: Progress | None = None,
+) -> Quantized:
+    """Capture, calibrate and lower `module`, (B, T, channels) -> (B, T, outputs).
+
+    calibration: (samples, time, channels), in the model's own units; integers with an `input` of integers are its codes.
+    input: floats if None.  t_max: steps for which a running mean is exact; the calibration's time if None.
+    The same arguments give a Program with the same digest.  Raises InputError and CheckError.
+    """
+    from isobit.quant.capture.capture import capture, disagreement
+
+    report = progress or (lambda stage, done: None)
+    spec, bits = input or InputSpec(), recipe_named(recipe)
+    samples = np.asarray(calibration)
+    report("capture", 0.0)
+    graph = capture(module, _example_shape(samples), name)
+    x = real_samples(samples, graph, spec)
+    error = disagreement(graph, module, x)
+    report("capture", 1.0)
+    ranges = observe(graph, x, lambda done: report("calibrate", done))
+    report("lower", 0.0)
+    steps = x.shape[1] if t_max is None else t_max
+    program = lower(graph, ranges, bits, name, spec, steps)
+    report("lower", 1.0)
+    return Quantized(
+        program, graph, ranges, {"recipe": recipe, "samples": len(x), "t_max": steps, "capture_error": error}
+    )
+
+
+def _example_shape(samples: npt.NDArray[np.generic]) -> tuple[int, int, int]:
+    if samples.ndim != 3:
+        raise InputError(f"calibration: expected shape (samples, time, channels), got {samples.shape}")
+    return samples.shape[0], samples.shape[1], samples.shape[2]
+
+
+def real_samples(x: npt.ArrayLike, graph: Graph, spec: InputSpec, source: str = "calibration") -> Floats:
+    """Samples in the model's own units, (B, T, channels): codes of a declared input are multiplied by its scale."""
+    codes, real = np.asarray(x), check_samples(x, graph, source)
+    if spec.elem is None or spec.scale is None or not np.issubdtype(codes.dtype, np.integer):
+        return real
+    if codes.min() < spec.elem.range.lo or codes.max() > spec.elem.range.hi:
+        raise InputError(
+            f"{source}: values in [{codes.min()}, {codes.max()}], the input is declared {spec.elem}, {spec.elem.range}"
+        )
+    return real * spec.scale
+
+
+def program_inputs(program: Program, x: Floats) -> Arrays:
+    """The Program's input for samples x, (B, T, channels), in the model's own units."""
+    entry = program.inputs[0]
+    assert entry.type.scale is not None
+    return {entry.name: quantize_input(x, entry.type.scale, entry.type.elem)}
+
+
+def layer_snr(quantized: Quantized, x: Floats) -> dict[str, float]:
+    """Signal-to-noise ratio in dB of every node that stands for a value of the float graph, in order, on samples x."""
+    taps: Arrays = {}
+    interpret(quantized.program, program_inputs(quantized.program, x), taps=taps)
+    values = evaluate(quantized.graph, x)
+    result = {}
+    for n in quantized.program.nodes:
+        stem, _, suffix = n.output.rpartition(".")
+        v = quantized.graph.output if n.output == OUTPUT else stem if suffix == "acc" or suffix[:1] == "q" else n.output
+        v = n.output if n.output in values else v
+        if n.scale is not None and v in values:
+            result[n.output] = snr(values[v], taps[n.output], n.scale)
+    return result
+
+
+def snr(real: Floats, codes: Array, scale: float) -> float:
+    """10 log10 of the power of `real` over that of codes * scale - real, in dB."""
+    noise = float(np.sum((codes * scale - real) ** 2))
+    return float("inf") if noise == 0 else 10 * float(np.log10(np.sum(real**2) / noise))

@@ -1,0 +1,1 @@
+"""C99 for any compiler: one `step` function, a caller-owned state, constant weights."""

@@ -1,0 +1,287 @@
+"""Prints a Nest as C: scalar functions, tables, one function per fused group."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from isobit.quant.expr.rewrite import high_products, tabulate
+from isobit.quant.expr.symbols import Traced
+from isobit.quant.expr.interval import Interval
+from isobit.quant.program import TensorType, container
+from isobit.targets.c.expression import RESERVED, Lines, expression, is_simple, literal, operations, unwrap, word
+from isobit.targets.nest import (
+    Accumulate,
+    Accumulator,
+    Apply,
+    Element,
+    Index,
+    Kernel,
+    Let,
+    Local,
+    Loop,
+    Nest,
+    Offset,
+    Operand,
+    Statement,
+    Store,
+    Tap,
+    identifier,
+)
+
+
+def ctype(known: Interval) -> str:
+    """The C type that stores values of an interval."""
+    return f"int{container(known)}_t"
+
+
+def element_type(t: TensorType) -> str:
+    return f"int{t.elem.container}_t"
+
+
+def dims(t: TensorType) -> str:
+    """Array dimensions of one time step; a scalar is an array of one."""
+    return "".join(f"[{d}]" for d in t.dims) or "[1]"
+
+
+def initializer(values: object) -> str:
+    """A nested list as a C initializer."""
+    if isinstance(values, list):
+        return "{" + ", ".join(initializer(v) for v in values) + "}"
+    assert isinstance(values, int)
+    return literal(values)
+
+
+WORTH_A_TABLE = 8
+"""Operations from which a function of one 8-bit operand is printed as a table."""
+
+
+def signature(head: str, parameters: list[str]) -> str:
+    """A function's head, one parameter a line where it would be too long."""
+    line = f"{head}({', '.join(parameters)})"
+    if len(line) <= 100:
+        return line
+    return f"{head}(\n    " + ",\n    ".join(parameters) + ")"
+
+
+class Functions:
+    """The scalar functions and tables that the kernels of one Program use, each printed once."""
+
+    def __init__(self, nest: Nest) -> None:
+        self.nest = nest
+        self.tables: dict[tuple[int, ...], str] = {}
+        self.functions: dict[tuple[object, ...], str] = {}
+        self.text: list[str] = []
+        self.bodies: dict[tuple[str, str], Traced] = {}
+        texts: dict[str, set[tuple[object, ...]]] = {}
+        for kernel in nest.kernels:
+            for apply in _applications(kernel.body):
+                texts.setdefault(self._family(apply), set()).add(self._lines(apply)[0])
+        self.variants = {family: len(kinds) for family, kinds in texts.items()}
+
+    def call(self, apply: Apply, operands: list[str]) -> str:
+        """The expression of one application: in place if it is one operation, else a call."""
+        body = self._body(apply)
+        if is_simple(body):
+            return unwrap(expression(body, operands, {}).result)
+        return f"{self._function(apply)}({', '.join(operands)})"
+
+    def _body(self, apply: Apply) -> Traced:
+        """The definition as this target computes it: as a table of its 8-bit operand, or with high-half products."""
+        key = (apply.node.output, apply.role)
+        if key not in self.bodies:
+            table = tabulate(apply.body) if operations(apply.body) >= WORTH_A_TABLE else None
+            self.bodies[key] = table or high_products(apply.body)
+        return self.bodies[key]
+
+    def _family(self, apply: Apply) -> str:
+        return apply.node.op if apply.role in ("value", "update") else f"{apply.node.op}_{apply.role}"
+
+    def _lines(self, apply: Apply) -> tuple[tuple[object, ...], Lines]:
+        body = self._body(apply)
+        names = [f"{o.name}_" if o.name in RESERVED else o.name for o in body.operands]
+        for values, name in body.tables.items():
+            self.tables.setdefault(values, self._table_name(name, apply))
+        lines = expression(body, names, self.tables)
+        code = tuple(d.partition(" /*")[0] for d in lines.declarations)
+        types = (*(word(o.bits) for o in body.operands), word(body.range.bits))
+        return (types, code, lines.result), lines
+
+    def _table_name(self, name: str, apply: Apply) -> str:
+        base = f"{apply.node.op}_table" if name == "table" else name
+        names = set(self.tables.values())
+        return base if base not in names else f"{base}_{identifier(apply.node.output)}"
+
+    def _function(self, apply: Apply) -> str:
+        key, lines = self._lines(apply)
+        family, body = self._family(apply), self._body(apply)
+        if (family, *key) not in self.functions:
+            unique = self.variants[family] == 1
+            name = family if unique else f"{family}_{identifier(apply.node.output)}"
+            self.functions[(family, *key)] = name
+            self.text += self._definition(name, apply, body, lines)
+        return self.functions[(family, *key)]
+
+    def _definition(self, name: str, apply: Apply, body: Traced, lines: Lines) -> list[str]:
+        op = apply.node.spec
+        what = op.summary if apply.role != "readout" else (getattr(op.readout, "__doc__", "") or "").split("\n")[0]
+        params = ", ".join(f"{k}={v}" for k, v in apply.node.params if k != "acc")
+        arguments = ", ".join(
+            f"int{word(o.bits)}_t {o.name}{'_' if o.name in RESERVED else ''}" for o in body.operands
+        )
+        unused = [f"  (void){o.name};" for o in body.operands if o not in body.nodes]
+        return [
+            f"/* {what}" + (f"\n * {params} */" if params else " */"),
+            f"static inline int{word(body.range.bits)}_t {name}({arguments}) {{",
+            *unused,
+            *(f"  {d}" for d in lines.declarations),
+            f"  return {lines.result};",
+            "}",
+            "",
+        ]
+
+    def table_text(self) -> list[str]:
+        used = {values for body in self.bodies.values() for values in body.tables}
+        return [
+            f"static const {ctype(Interval(min(v), max(v)))} {name}[{len(v)}] = {initializer(list(v))};"
+            for v, name in self.tables.items()
+            if v in used
+        ]
+
+
+def _applications(statements: tuple[Statement, ...]) -> Iterator[Apply]:
+    for s in statements:
+        match s:
+            case Loop():
+                yield from _applications(s.body)
+            case Accumulate():
+                yield s.term
+            case Let():
+                yield s.apply
+
+
+class KernelPrinter:
+    """Prints one kernel as a C function."""
+
+    def __init__(self, nest: Nest, functions: Functions, kernel: Kernel) -> None:
+        self.nest, self.functions, self.kernel = nest, functions, kernel
+        program = nest.program
+        self.uses_state = any(v in program.state for v in (*kernel.reads, *kernel.writes))
+        self.read = [v for v in kernel.reads if v not in program.constant and v not in program.state]
+        self.write = [v for v in kernel.writes if v not in program.state]
+        self.sizes = {k: d for n in kernel.group.nodes for k, d in nest.checked.sizes[n.output].items()}
+        self.names = self._local_names()
+
+    @property
+    def name(self) -> str:
+        return f"{identifier(self.nest.program.name)}_{identifier(self.kernel.name)}"
+
+    @property
+    def arguments(self) -> list[str]:
+        """What `step` passes."""
+        return [*(["state"] if self.uses_state else []), *map(identifier, [*self.read, *self.write])]
+
+    def _local_names(self) -> dict[str, str]:
+        """Short names for scalars: the role within the layer, where that is unique in the kernel."""
+        locals_ = {n.output: n.output.removeprefix(f"{n.loc}.") for n in self.kernel.group.nodes}
+        for n in self.kernel.group.nodes:
+            if n.state and n.spec.readout:
+                locals_[n.state] = n.state.removeprefix(f"{n.loc}.")
+        arrays = {identifier(v) for v in (*self.kernel.reads, *self.kernel.writes)}
+        count = Counter(identifier(v) for v in locals_.values())
+        short: dict[str, str] = {}
+        for value, role in locals_.items():
+            name = identifier(role)
+            clear = count[name] == 1 and len(name) > 1 and name not in RESERVED | arrays | {"state"}
+            short[value] = name if clear else f"{identifier(value)}_now"
+        return short
+
+    def text(self) -> list[str]:
+        k, program = self.kernel, self.nest.program
+        parameters = [f"{identifier(program.name)}_state *state"] if self.uses_state else []
+        parameters += [f"const {self._parameter(v)}" for v in self.read]
+        parameters += [self._parameter(v) for v in self.write]
+        shapes = [f" *   {'reads' if v in self.read else 'writes'} {v} {_described(self.nest.type(v))}" for v in (*self.read, *self.write)]
+        return [
+            f"/* {k.title}",
+            *shapes,
+            " */",
+            signature(f"static void {self.name}", parameters) + " {",
+            *self._statements(k.body, "  "),
+            "}",
+            "",
+        ]
+
+    def _parameter(self, value: str) -> str:
+        t = self.nest.type(value)
+        return f"{element_type(t)} {identifier(value)}{dims(t)}"
+
+    def _element(self, e: Element) -> str:
+        base = f"state->{identifier(e.value)}" if e.value in self.nest.program.state else identifier(e.value)
+        return base + ("".join(f"[{_index(i)}]" for i in e.indices) or "[0]")
+
+    def _operand(self, o: Operand) -> str:
+        return self._element(o) if isinstance(o, Element) else self.names[o.value]
+
+    def _apply(self, apply: Apply) -> str:
+        body = apply.body
+        texts = []
+        for o, symbol in zip(apply.operands, body.operands, strict=True):
+            known = self.nest.range(o.value) if isinstance(o, Element) else symbol.range
+            stored_wide = (container(known) if isinstance(o, Element) else word(known.bits)) == 64
+            narrow = stored_wide and word(symbol.bits) == 32
+            texts.append(f"(int32_t){self._operand(o)}" if narrow else self._operand(o))
+        return self.functions.call(apply, texts)
+
+    def _statements(self, statements: tuple[Statement, ...], pad: str) -> Iterator[str]:
+        for s in statements:
+            match s:
+                case Loop():
+                    yield f"{pad}for (int32_t {s.index} = 0; {s.index} < {s.extent}; {s.index}++) {{"
+                    yield from self._statements(s.body, pad + "  ")
+                    yield pad + "}"
+                case Accumulator():
+                    start = self._start(s)
+                    yield f"{pad}int{word(s.range.bits)}_t {self.names[s.value]} = {start}; /* {s.range} */"
+                case Accumulate():
+                    yield f"{pad}{self.names[s.value]} += {self._term(s)};"
+                case Let():
+                    yield f"{pad}const int{word(s.range.bits)}_t {self.names[s.value]} = {self._apply(s.apply)};"
+                case Store():
+                    yield f"{pad}{self._element(s.to)} = {self._stored(s)};"
+                case Tap():
+                    yield f"{pad}ISOBIT_TAP({s.number}, {self._flat(s.indices)}, {self._operand(s.operand)});"
+
+    def _start(self, s: Accumulator) -> str:
+        if s.start is None:
+            return "0"
+        wide = container(self.nest.range(s.start.value)) == 64 and word(s.range.bits) == 32
+        return f"(int32_t){self._operand(s.start)}" if wide else self._operand(s.start)
+
+    def _term(self, s: Accumulate) -> str:
+        wide = word(s.term.body.range.bits) == 64 and word(self.nest.range(s.value).bits) == 32
+        return f"(int32_t)({self._apply(s.term)})" if wide else self._apply(s.term)
+
+    def _stored(self, s: Store) -> str:
+        to, text = self.nest.type(s.to.value).elem.container, self._operand(s.operand)
+        if isinstance(s.operand, Element):
+            return text if self.nest.type(s.operand.value).elem.container <= to else f"(int{to}_t){text}"
+        return text if to >= 32 and to >= word(self._local_bits(s.operand)) else f"(int{to}_t){text}"
+
+    def _local_bits(self, local: Local) -> int:
+        return self.nest.range(local.value).bits
+
+    def _flat(self, indices: tuple[str, ...]) -> str:
+        """Row-major position of an element of the output."""
+        text = "0"
+        for i, k in enumerate(indices):
+            text = k if i == 0 else f"({text}) * {self.sizes[k]} + {k}" if "+" in text else f"{text} * {self.sizes[k]} + {k}"
+        return text
+
+
+def _index(i: Index) -> str:
+    return f"{i.label} + {i.by}" if isinstance(i, Offset) else str(i)
+
+
+def _described(t: TensorType) -> str:
+    return f"{t}" + (f", one unit is {t.scale:.6g}" if t.scale is not None else "")

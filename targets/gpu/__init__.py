@@ -1,0 +1,1 @@
+"""NVIDIA GPUs, through TVM's CUDA source and NVRTC; compiled on any machine, run where there is a device."""

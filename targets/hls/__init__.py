@@ -1,0 +1,1 @@
+"""HLS C++ (Vitis style): exact-width integers, streams, pragmas, a testbench that can fail."""

@@ -1,0 +1,102 @@
+"""C++ text: names that are free, integer literals, lines of at most 110 columns."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+COLUMNS = 110
+
+KEYWORDS = frozenset(
+    """alignas alignof and and_eq asm auto bitand bitor bool break case catch char char16_t char32_t class compl const
+    const_cast constexpr continue decltype default delete do double dynamic_cast else enum explicit export extern false
+    float for friend goto if inline int long mutable namespace new noexcept not not_eq nullptr operator or or_eq private
+    protected public register reinterpret_cast return short signed sizeof static static_assert static_cast struct switch
+    template this thread_local throw true try typedef typeid typename union unsigned using virtual void volatile wchar_t
+    while xor xor_eq ap_int ap_uint hls isobit""".split()
+)
+
+
+class Names:
+    """The names in use in one scope."""
+
+    def __init__(self, taken: Iterable[str] = ()) -> None:
+        self.taken = set(KEYWORDS) | set(taken)
+
+    def fresh(self, wanted: str) -> str:
+        """`wanted` as an ASCII identifier; with a number behind it where it is taken."""
+        base = re.sub(r"[^A-Za-z0-9_]", "_", wanted)
+        base = f"_{base}" if not base or base[0].isdigit() else base
+        name, number = base, 2
+        while name in self.taken:
+            name, number = f"{base}_{number}", number + 1
+        self.taken.add(name)
+        return name
+
+
+def ap(bits: int) -> str:
+    """The signed type of this width."""
+    return f"ap_int<{bits}>"
+
+
+def literal(value: int) -> str:
+    """An integer literal of type int, or long long where int does not hold it."""
+    if value == -(1 << 63):
+        return f"(-{(1 << 63) - 1}LL - 1)"
+    return str(value) if -(1 << 31) < value < (1 << 31) else f"{value}LL"
+
+
+def literal_width(value: int) -> int:
+    return 32 if -(1 << 31) < value < (1 << 31) else 64
+
+
+def wrapped(line: str) -> str:
+    """A statement or signature, broken behind a comma or an equals sign where it is too long."""
+    indent = len(line) - len(line.lstrip())
+    lines = []
+    while len(line) > COLUMNS:
+        cut = max(line.rfind(", ", 0, COLUMNS) + 1, line.rfind(" = ", 0, COLUMNS) + 2)
+        if cut <= indent + 4:
+            break
+        lines.append(line[:cut])
+        line = " " * (indent + 4) + line[cut:].lstrip()
+    return "\n".join([*lines, line])
+
+
+def commented(line: str, comment: str) -> str:
+    """A line with a comment behind it, or above it where there is no room."""
+    whole = f"{line}  // {comment}"
+    if len(whole) <= COLUMNS:
+        return whole
+    indent = len(line) - len(line.lstrip())
+    return f"{' ' * indent}// {comment}\n{wrapped(line)}"
+
+
+def filled(values: Sequence[int], indent: int) -> str:
+    """Literals separated by commas, in as few lines as fit."""
+    lines, line = [], " " * indent
+    for position, value in enumerate(values):
+        item = literal(value) + ("," if position < len(values) - 1 else "")
+        if len(line) + 1 + len(item) > COLUMNS and line.strip():
+            lines.append(line)
+            line = " " * indent
+        line += (" " if line.strip() else "") + item
+    return "\n".join([*lines, line])
+
+
+def dims(shape: Sequence[int]) -> str:
+    """`[16][4]`."""
+    return "".join(f"[{d}]" for d in shape)
+
+
+def braced(values: Sequence[int], shape: Sequence[int], indent: int = 0) -> str:
+    """The initialiser of an array of this shape, row-major."""
+    pad = " " * indent
+    if len(shape) <= 1:
+        inner = filled(values, indent + 2)
+        if "\n" not in inner and len(inner) + 2 <= COLUMNS:
+            return f"{pad}{{{inner.strip()}}}"
+        return f"{pad}{{\n{inner}\n{pad}}}"
+    row = len(values) // shape[0]
+    rows = [braced(values[i * row : (i + 1) * row], shape[1:], indent + 2) for i in range(shape[0])]
+    return f"{pad}{{\n" + ",\n".join(rows) + f"\n{pad}}}"

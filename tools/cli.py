@@ -1,0 +1,207 @@
+"""The command line.  Heavy packages are imported inside the commands that need them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+PROGRAM = click.argument("program", type=click.Path(path_type=Path))
+TARGETS_OPTION = click.option("--targets", default="all", show_default=True, help="Targets, separated by commas, or all.")
+BOARD = click.option("--board", help="Board of target mcu (see: isobit targets).")
+ARCH = click.option("--arch", help="LLVM CPU name of target cpu, or GPU architecture of target gpu (sm_90).")
+JSON = click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
+
+
+def data_option(required: bool, help: str) -> Any:
+    return click.option("--data", type=click.Path(path_type=Path), required=required, help=help)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="isobit")
+def cli() -> None:
+    """Quantize linear-complexity models to integers, build them for CPU, GPU, microcontroller and FPGA, and prove that every
+    target gives the same integers as one reference, bit for bit.
+
+    Exit codes: 0 all equal, 1 a mismatch or a failed check, 2 wrong usage or a missing toolchain.
+    """
+
+
+@cli.command()
+@TARGETS_OPTION
+@click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("isobit-demo"), show_default=True, help="Folder.")
+@JSON
+def demo(targets: str, out: Path, as_json: bool) -> None:
+    """Quantize the shipped Mamba, build every target, verify them on the digits test set, print the table."""
+    from isobit.tools.demo import run_demo
+
+    sys.exit(run_demo(out, targets, as_json))
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--weights", type=click.Path(path_type=Path), help="A .safetensors file for pkg.mod:factory.")
+@click.option("--recipe", default="w8a8", show_default=True, help="Bit widths (w8a8, w8a16).")
+@click.option("--calib", type=click.Path(path_type=Path), required=True, help=".npz with array x: (samples, time, channels).")
+@click.option("--input-scale", type=float, help="x holds integers, each worth this power of two: no float is left.")
+@click.option("--t-max", type=click.IntRange(min=1), default=1024, show_default=True, help="Longest mean over time, in steps.")
+@click.option("--name", help="Name of the model in generated code; the file's name by default.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The .onnx to write.")
+@JSON
+def quantize(
+    model: str,
+    weights: Path | None,
+    recipe: str,
+    calib: Path,
+    input_scale: float | None,
+    t_max: int,
+    name: str | None,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Quantize MODEL, which is pkg.mod:factory or a zoo name (digits), and write it as integers in one .onnx file."""
+    from isobit.tools.commands import quantize_command
+
+    quantize_command(model, weights, recipe, calib, input_scale, t_max, name or out.stem, out, as_json)
+
+
+@cli.command()
+@PROGRAM
+@click.option("--target", "target_name", required=True, help="One target (see: isobit targets).")
+@BOARD
+@ARCH
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder for the package.")
+@JSON
+def build(program: Path, target_name: str, board: str | None, arch: str | None, out: Path, as_json: bool) -> None:
+    """Write the package of one target: sources, libraries, an example.  The same input gives the same bytes."""
+    from isobit.tools.commands import build_command
+
+    build_command(program, target_name, board, arch, out, as_json)
+
+
+@cli.command()
+@PROGRAM
+@TARGETS_OPTION
+@BOARD
+@ARCH
+@data_option(False, ".npz with array x: real samples, verified beside the generated vectors.")
+@click.option("--raw", is_flag=True, help="x holds the integers themselves.")
+@click.option("--vectors", help="Only these vectors: a name, or name:sequence.")
+@click.option("--package", type=click.Path(path_type=Path), help="Verify the files of this built package (one target).")
+@click.option("--require-all", is_flag=True, help="A target that cannot run here makes the exit code 2.")
+@JSON
+def verify(
+    program: Path,
+    targets: str,
+    board: str | None,
+    arch: str | None,
+    data: Path | None,
+    raw: bool,
+    vectors: str | None,
+    package: Path | None,
+    require_all: bool,
+    as_json: bool,
+) -> None:
+    """Compare every target with the reference: outputs and states, by step and as a sequence, for equality."""
+    from isobit.tools.commands import verify_command
+
+    sys.exit(verify_command(program, targets, board, arch, data, raw, vectors, package, require_all, as_json))
+
+
+@cli.command()
+@PROGRAM
+@click.option("--on", "on", default="interpret", show_default=True, help="A target, or mcu:BOARD.")
+@data_option(True, ".npz with array x: floats, or integers with --raw.")
+@click.option("--raw", is_flag=True, help="x holds the integers themselves.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The .npz to write: outputs, final states.")
+def run(program: Path, on: str, data: Path, raw: bool, out: Path) -> None:
+    """Run sequences on a target and save its integers."""
+    from isobit.tools.commands import run_command
+
+    run_command(program, on, data, raw, out)
+
+
+@cli.command()
+@PROGRAM
+@data_option(True, ".npz with arrays x and y: the label is compared with the largest output of the last step.")
+@click.option("--on", "on", default="interpret", show_default=True, help="A target, or mcu:BOARD.")
+@click.option("--raw", is_flag=True, help="x holds the integers themselves.")
+@JSON
+def accuracy(program: Path, data: Path, on: str, raw: bool, as_json: bool) -> None:
+    """Accuracy of a classifier on a target."""
+    from isobit.tools.commands import accuracy_command
+
+    accuracy_command(program, data, on, raw, as_json)
+
+
+@cli.command()
+@PROGRAM
+@data_option(False, ".npz with array x: ranks layers by their signal-to-noise ratio against the float model.")
+@click.option("--model", help="The float model, as given to quantize; needed with --data.")
+@click.option("--weights", type=click.Path(path_type=Path), help="Its .safetensors file.")
+@click.option("--raw", is_flag=True, help="x holds the integers themselves.")
+@JSON
+def inspect(program: Path, data: Path | None, model: str | None, weights: Path | None, raw: bool, as_json: bool) -> None:
+    """Layers, widths, bounds, multiply-accumulates and bytes; with data, what costs accuracy."""
+    from isobit.tools.commands import inspect_command
+
+    inspect_command(program, data, model, weights, raw, as_json)
+
+
+@cli.command()
+@JSON
+def targets(as_json: bool) -> None:
+    """The targets, and whether their toolchains are here."""
+    from isobit.tools.commands import targets_command
+
+    targets_command(as_json)
+
+
+@cli.command()
+@JSON
+def ops(as_json: bool) -> None:
+    """The ops that a Program may use."""
+    from isobit.tools.commands import ops_command
+
+    ops_command(as_json)
+
+
+@cli.command()
+@JSON
+def recipes(as_json: bool) -> None:
+    """The recipes: bit widths by name."""
+    from isobit.tools.commands import recipes_command
+
+    recipes_command(as_json)
+
+
+@cli.command()
+@click.option("--run", "run_now", is_flag=True, help="Measure again, here and now.")
+@JSON
+def status(run_now: bool, as_json: bool) -> None:
+    """Every op against every target, as measured: exact, refused (why), not run (why)."""
+    from isobit.tools.status import status_command
+
+    sys.exit(status_command(run_now, as_json))
+
+
+def main() -> None:
+    """Entry point: a failure with a message for the user is printed without a traceback, exit code 2."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as e:
+        sys.exit(e.exit_code)
+    except click.Abort:
+        sys.exit("isobit: interrupted")
+    except click.ClickException as e:
+        e.show()
+        sys.exit(e.exit_code)
+    except Exception as e:
+        from isobit.quant.errors import IsobitError
+
+        if not isinstance(e, (IsobitError, OSError)):
+            raise
+        click.echo(f"isobit: {e}", err=True)
+        sys.exit(2)
