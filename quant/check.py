@@ -90,6 +90,13 @@ class _Checker:
     def _shapes(self, n: Node) -> None:
         """Every index has one size; operands exist before their use."""
         sizes: dict[str, int] = {}
+        if len(n.inputs) != len(n.labels.inputs):
+            raise CheckError(f"index '{n.index}' is for {len(n.labels.inputs)} operands, the node has {len(n.inputs)}")
+        for labels in (*n.labels.inputs, n.labels.output, n.labels.state):
+            if len(set(labels)) < len(labels):
+                raise CheckError(f"index '{n.index}' names an axis twice in '{labels}'")
+        if unknown := set(n.labels.output) - set("t" + "".join(n.labels.inputs) + n.labels.state):
+            raise CheckError(f"index '{n.index}': no operand has {', '.join(sorted(unknown))}")
 
         def place(name: str, t: TensorType, labels: str) -> None:
             if len(labels) != len(t.shape):
@@ -142,6 +149,11 @@ class _Checker:
         body = c.bodies[n.output] = self._trace(n.spec.define, [held, *updates], params)
         if body.range not in held:
             raise CheckError(f"state {n.state} can reach {body.range}, its type {state.type.elem} holds {held}")
+        width = n.param.get("acc", 0)
+        if (needed := max(s.bits for s in body.nodes)) > width:
+            raise CheckError(
+                f"its update needs {needed} bits, acc is {width}; use a smaller shift `up`, fewer bits, or a wider accumulator"
+            )
         if n.spec.readout:
             reached = body.range.join(Interval(state.initial, state.initial))
             readout = c.readouts[n.output] = self._trace(n.spec.readout, [reached, *queries], {})

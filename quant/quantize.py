@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from isobit.quant.calibrate.observe import Calibration, check_samples, evaluate, observe
+from isobit.quant.calibrate.observe import Calibration, check_array, check_samples, evaluate, observe
 from isobit.quant.capture.graph import Floats, Graph
 from isobit.quant.errors import InputError
 from isobit.quant.interpret import interpret
@@ -48,7 +49,7 @@ def quantize(
 ) -> Quantized:
     """Capture, calibrate and lower `module`, (B, T, channels) -> (B, T, outputs).
 
-    calibration: (samples, time, channels), in the model's own units; integers with an `input` of integers are its codes.
+    calibration: (samples, time, channels), in the model's own units; integers are codes of an `input` of integers.
     input: floats if None.  t_max: steps for which a running mean is exact; the calibration's time if None.
     The same arguments give a Program with the same digest.  Raises InputError and CheckError.
     """
@@ -56,13 +57,12 @@ def quantize(
 
     report = progress or (lambda stage, done: None)
     spec, bits = input or InputSpec(), recipe_named(recipe)
-    samples = np.asarray(calibration)
     report("capture", 0.0)
-    graph = capture(module, _example_shape(samples), name)
-    x = real_samples(samples, graph, spec)
-    error = disagreement(graph, module, x)
+    graph = capture(module, check_array(calibration, "calibration").shape, name)
+    x = real_samples(calibration, graph, spec)
     report("capture", 1.0)
     ranges = observe(graph, x, lambda done: report("calibrate", done))
+    error = disagreement(graph, module, x)
     report("lower", 0.0)
     steps = x.shape[1] if t_max is None else t_max
     program = lower(graph, ranges, bits, name, spec, steps)
@@ -70,12 +70,6 @@ def quantize(
     return Quantized(
         program, graph, ranges, {"recipe": recipe, "samples": len(x), "t_max": steps, "capture_error": error}
     )
-
-
-def _example_shape(samples: npt.NDArray[np.generic]) -> tuple[int, int, int]:
-    if samples.ndim != 3:
-        raise InputError(f"calibration: expected shape (samples, time, channels), got {samples.shape}")
-    return samples.shape[0], samples.shape[1], samples.shape[2]
 
 
 def real_samples(x: npt.ArrayLike, graph: Graph, spec: InputSpec, source: str = "calibration") -> Floats:
@@ -104,9 +98,8 @@ def layer_snr(quantized: Quantized, x: Floats) -> dict[str, float]:
     values = evaluate(quantized.graph, x)
     result = {}
     for n in quantized.program.nodes:
-        stem, _, suffix = n.output.rpartition(".")
-        v = quantized.graph.output if n.output == OUTPUT else stem if suffix == "acc" or suffix[:1] == "q" else n.output
-        v = n.output if n.output in values else v
+        v = quantized.graph.output if n.output == OUTPUT else n.output
+        v = v if v in values else re.sub(r"\.(acc|q\d+)$", "", v)
         if n.scale is not None and v in values:
             result[n.output] = snr(values[v], taps[n.output], n.scale)
     return result

@@ -58,6 +58,12 @@ class Apply:
     body: Traced
     operands: tuple[Operand, ...]
 
+    @property
+    def used(self) -> tuple[Operand, ...]:
+        """The operands that the result depends on."""
+        live = self.body.nodes
+        return tuple(o for o, symbol in zip(self.operands, self.body.operands, strict=True) if symbol in live)
+
 
 @dataclass(frozen=True)
 class Loop:
@@ -298,9 +304,9 @@ def _uses(statements: tuple[Statement, ...]) -> Iterator[tuple[str, bool]]:
             case Accumulator():
                 yield from read(s.start)
             case Accumulate():
-                yield from read(*s.term.operands)
+                yield from read(*s.term.used)
             case Let():
-                yield from read(*s.apply.operands)
+                yield from read(*s.apply.used)
             case Store():
                 yield from read(s.operand)
                 yield s.to.value, True

@@ -7,6 +7,7 @@ from 2^53 on, and BitShift takes unsigned integers only.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +34,7 @@ class Body:
         self._taken, self._prefix = set(taken), prefix
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
 
-    def op(self, kind: str, *inputs: str, output: str = "", **attributes: object) -> str:
+    def op(self, kind: str, *inputs: str, output: str = "", **attributes: Any) -> str:
         """Append a node with one output; returns its name."""
         output = output or self._new_name()
         self.nodes.append(helper.make_node(kind, list(inputs), [output], **attributes))
@@ -66,7 +67,7 @@ class Body:
         return self.op("Unsqueeze", x, self.constant(missing)) if missing else x
 
     def sum(self, x: str, rank: int, sizes: Sequence[int], partial: Interval) -> str:
-        """The sum of int64 x, of rank `rank`, over its last axes, of these sizes; every partial sum lies in `partial`."""
+        """int64 x, of rank `rank`, summed over its last axes, of these sizes; every partial sum lies in `partial`."""
         if not sizes:
             return x
         if max(-partial.lo, partial.hi) < REDUCE_SUM_EXACT:
@@ -106,7 +107,7 @@ def _plain(kind: str) -> Printer:
 
 
 def _shift_right(b: Body, n: Sym, name: Name) -> str:
-    """Arithmetic, for any int64: of the same bits u unsigned, ((u >> s) ^ m) - m, where m = 2^(63-s) is the sign's place."""
+    """Arithmetic, for any int64: of its bits u unsigned, ((u >> s) ^ m) - m, where m = 2^(63-s) is the sign's place."""
     x, amount = n.args
     if amount.fixed == 0:
         return name(x)

@@ -29,7 +29,12 @@ FORMAT_VERSION = "1"
 """Changes whenever the emission of some Program changes: `load` compares bytes."""
 OPSET, IR_VERSION = 21, 10
 
-CONTAINER_TYPES = {8: TensorProto.INT8, 16: TensorProto.INT16, 32: TensorProto.INT32, 64: TensorProto.INT64}
+CONTAINER_TYPES: dict[int, int] = {
+    8: TensorProto.INT8,
+    16: TensorProto.INT16,
+    32: TensorProto.INT32,
+    64: TensorProto.INT64,
+}
 INT32 = IntType(32).range
 MOST_BYTES = (1 << 31) - (1 << 20)
 """A protobuf message stays below 2 GiB; the rest is for nodes and functions."""
@@ -39,7 +44,7 @@ NODE_ATTRIBUTES = ("index", "loc", "scale", "state")
 
 
 def emit(program: Program) -> onnx.ModelProto:
-    """The model of `program`, the same for equal Programs.  Raises CheckError where `check` does, or ONNX cannot hold it."""
+    """The model of `program`, equal for equal Programs.  Raises CheckError as `check`, and if ONNX cannot hold it."""
     checked = check(program)
     _refuse_unstorable(program)
     functions, nodes = _Functions(checked), list[onnx.NodeProto]()
@@ -75,7 +80,7 @@ def to_bytes(program: Program) -> bytes:
 
 
 def serialized(message: onnx.ModelProto | onnx.FunctionProto) -> bytes:
-    return message.SerializeToString(deterministic=True)
+    return bytes(message.SerializeToString(deterministic=True))
 
 
 def next_name(state: str) -> str:
@@ -84,7 +89,7 @@ def next_name(state: str) -> str:
 
 
 def _refuse_unstorable(program: Program) -> None:
-    names = {x.name for x in (*program.inputs, *program.constants, *program.states)} | {n.output for n in program.nodes}
+    names = _tensors(program).keys() | {n.output for n in program.nodes}
     if taken := sorted(s.name for s in program.states if next_name(s.name) in names):
         raise CheckError(f"{next_name(taken[0])} is the new value of state {taken[0]}: rename the value of this name")
     for n in program.nodes:
@@ -95,9 +100,15 @@ def _refuse_unstorable(program: Program) -> None:
         raise CheckError(f"{program.name}: {size} bytes of weights, an ONNX file holds {MOST_BYTES}")
 
 
+def _tensors(program: Program) -> dict[str, TensorType]:
+    """What no node makes."""
+    inputs, constants = ({x.name: x.type for x in many} for many in (program.inputs, program.constants))
+    return inputs | constants | {s.name: s.type for s in program.states}
+
+
 def _metadata(program: Program) -> dict[str, str]:
     """JSON where it is not a plain string: what tensors of ONNX do not hold."""
-    tensors = {x.name: x.type for x in (*program.inputs, *program.constants, *program.states)}
+    tensors = _tensors(program)
     elements = {k: str(t.elem) for k, t in tensors.items() if not t.elem.signed or t.elem.bits not in CONTAINERS}
     scales = {k: repr(t.scale) for k, t in tensors.items() if t.scale is not None}
     return {
@@ -116,10 +127,9 @@ def _value_info(name: str, t: TensorType) -> onnx.ValueInfoProto:
 def _call(n: Node, function: str, program: Program) -> onnx.NodeProto:
     state_in, state_out = ([n.state], [next_name(n.state)]) if n.state else ([], [])
     operands = n.inputs if n.inputs else (program.inputs[0].name,)
-    call = helper.make_node(
-        function, [*operands, *state_in], [n.output, *state_out], name=n.output, domain=DOMAIN, doc_string=""
-    )
-    strings = {"index": n.index, "loc": n.loc, "scale": "" if n.scale is None else repr(n.scale), "state": n.state or ""}
+    call = helper.make_node(function, [*operands, *state_in], [n.output, *state_out], name=n.output, domain=DOMAIN)
+    scale = "" if n.scale is None else repr(n.scale)
+    strings = {"index": n.index, "loc": n.loc, "scale": scale, "state": n.state or ""}
     for name, value in sorted({**n.param, **strings}.items()):
         call.attribute.append(helper.make_attribute(name, value))
     return call
@@ -222,10 +232,10 @@ def _sums(n: Node, c: Checked) -> Interval:
 def _contraction(n: Node, c: Checked, formals: list[str], body: Body) -> None:
     labels, out, reduced = n.labels.inputs, n.labels.output, n.labels.reduced
     terms = len(labels) - n.spec.start
-    wide = TensorProto.INT64
     if n.spec.define is product and _is_plain(labels, out):
         total, wide = _matmul(n, c, formals, body)
     else:
+        wide = int(TensorProto.INT64)
         term = body.expression(c.bodies[n.output], _operands(n, c, formals[:terms], body, out + reduced))
         sizes = [c.sizes[n.output][k] for k in reduced]
         total = body.sum(term, 1 + len(out) + len(sizes), sizes, _sums(n, c))
@@ -236,9 +246,9 @@ def _contraction(n: Node, c: Checked, formals: list[str], body: Body) -> None:
 
 
 def _is_plain(labels: tuple[str, ...], out: str) -> bool:
-    """`tk,nk->tn` up to letters: rows of x times rows of w, a matrix product."""
+    """`tk,nk->tn` up to letters: rows of x times rows of constant w, a matrix product."""
     x, w = labels[:2]
-    return len(w) == 2 and x[-1] == w[1] and x[:-1] + w[0] == out and w[1] not in out and w[0] not in x
+    return len(w) == 2 and "t" not in w and w[1] == x[-1] and w[1] not in out and x[:-1] + w[0] == out
 
 
 def _matmul(n: Node, c: Checked, formals: list[str], body: Body) -> tuple[str, int]:

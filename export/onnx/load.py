@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
+import secrets
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import AttributeProto, TensorProto
 
 from isobit.export.onnx.emit import (
@@ -34,9 +34,9 @@ AGAIN = "write it again with `isobit quantize`"
 
 
 def save(program: Program, path: str | Path) -> None:
-    """Write `program` to `path`, whole or not at all.  Raises CheckError as `emit`, InputError where it cannot write."""
+    """Write `program` to `path`, whole or not at all.  Raises CheckError as `emit`, InputError if it cannot."""
     path, data = Path(path), to_bytes(program)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"
     try:
         with temporary.open("xb") as file:
             file.write(data)
@@ -53,6 +53,13 @@ def load(source: str | Path | bytes) -> Program:
     Raises InputError where there is none, where isobit did not write it, and where it was changed since.
     """
     name, data = ("the data", source) if isinstance(source, bytes) else (str(source), _read(Path(source)))
+    try:
+        return _load(name, data)
+    except UnicodeDecodeError as e:
+        raise InputError(f"{name}: damaged or edited: a text in it is not UTF-8; {AGAIN}") from e
+
+
+def _load(name: str, data: bytes) -> Program:
     model = _parse(name, data)
     metadata = _metadata(name, model)
     try:
@@ -60,7 +67,9 @@ def load(source: str | Path | bytes) -> Program:
         digest = program.digest
     except _Malformed as e:
         raise InputError(f"{name}: damaged or edited: {e}; {AGAIN}") from e
-    except (IsobitError, ValueError, TypeError, OverflowError) as e:
+    except UnicodeDecodeError:
+        raise
+    except (IsobitError, ValueError, TypeError, OverflowError, RecursionError) as e:
         raise InputError(f"{name}: damaged or edited: it does not describe a program ({e}); {AGAIN}") from e
     if digest != metadata["isobit.digest"]:
         raise InputError(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +17,7 @@ from tvm import tirx
 from tvm.ir import Call, PointerType, PrimType, Range, StringImm
 
 from isobit.export.tvm.expression import Block, Buffer, Expr, Stmt, cast, dtype_of, expression, imm, load, store, word
+from isobit.export.tvm.parameters import Parameter, Role
 from isobit.quant.expr.interval import Interval
 from isobit.quant.program import container
 from isobit.targets.nest import (
@@ -38,24 +38,14 @@ from isobit.targets.nest import (
     identifier,
 )
 
-Role = Literal["input", "state", "output", "trace", "workspace"]
+EXTENTS = (Parameter("batch", "B", "extent", "int32", ()), Parameter("steps", "T", "extent", "int32", ()))
+"""The symbolic extents of the arrays; a GPU kernel takes them as arguments."""
 
 STACK_BYTES = 1 << 18
 """Scratch of one batch element that may live on a CPU thread's stack; beyond it the runtime allocates."""
 
 SHARED_BYTES = 40 << 10
 """Scratch that may live in a GPU block's shared memory, of which every architecture has 48 KiB; the rest is workspace."""
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One argument of the function; B and T stand for the batch and the time."""
-
-    name: str
-    value: str
-    role: Role
-    dtype: str
-    shape: tuple[int | str, ...]
 
 
 @dataclass(frozen=True)
@@ -102,7 +92,7 @@ class _Printer:
         self.nest, self.traced, self.threads = nest, traced, threads
         self.scope = "local" if threads else ""
         self.batch, self.time = tirx.Var("b", "int32"), tirx.Var("t", "int32")
-        self.sizes = {"B": tirx.Var("B", "int32"), "T": tirx.Var("T", "int32")}
+        self.sizes = {p.value: tirx.Var(p.name, "int32") for p in EXTENTS}
         self.buffers: dict[str, Buffer] = {}
         self.traces: dict[str, Buffer] = {}
         self.lead: dict[str, tuple[Expr, ...]] = {}
@@ -110,7 +100,9 @@ class _Printer:
         self.names = {identifier(name): name for name in self.nest.program.constant}
         self.constants: dict[str, npt.NDArray[np.signedinteger]] = {}
         self.constant_buffers: dict[str, Buffer] = {}
-        self.thread = tirx.IterVar(Range(0, threads or 1), tirx.Var("tx", "int32"), tirx.IterVar.ThreadIndex, "threadIdx.x")
+        self.thread = tirx.IterVar(
+            Range(0, threads or 1), tirx.Var("tx", "int32"), tirx.IterVar.ThreadIndex, "threadIdx.x"
+        )
         self.index: dict[str, Expr] = {}
         self.locals: dict[str, Expr] = {}
 

@@ -44,22 +44,28 @@ class Calibration:
 
 
 def check_samples(x: npt.ArrayLike, graph: Graph, source: str = "calibration") -> Floats:
-    """x as float64 (B, T, channels of the graph's input), B, T >= 1, all finite; otherwise an InputError names `source`."""
+    """x as float64 (B, T, channels of the input), B, T >= 1, all finite; otherwise an InputError names `source`."""
+    values, channels = check_array(x, source), graph.channels[graph.input]
+    if values.shape[2] != channels:
+        raise InputError(f"{source}: expected shape (samples, time, {channels}), got {values.shape}")
+    return values
+
+
+def check_array(x: npt.ArrayLike, source: str) -> Floats:
+    """x as float64 (B, T, channels), no size 0, all finite; otherwise an InputError names `source`."""
     array = np.asarray(x)
-    channels = graph.channels[graph.input]
     if not (np.issubdtype(array.dtype, np.floating) or np.issubdtype(array.dtype, np.integer)):
         raise InputError(f"{source}: expected an array of numbers, got {array.dtype}; convert it to float32")
-    if array.ndim != 3 or array.shape[2] != channels:
-        raise InputError(
-            f"{source}: expected shape (samples, time, {channels}), got {array.shape}"
-            + ("; add the axis of samples with x[None]" if array.shape[1:] == (channels,) and array.ndim == 2 else "")
-        )
+    if array.ndim != 3:
+        remedy = "; add the axis of samples with x[None]" if array.ndim == 2 else ""
+        raise InputError(f"{source}: expected shape (samples, time, channels), got {array.shape}{remedy}")
     if array.size == 0:
         raise InputError(f"{source}: the array is empty, {array.shape}; give at least one sequence of one step")
     values = array.astype(np.float64)
     if bad := np.argwhere(~np.isfinite(values)).tolist():
         raise InputError(
-            f"{source}: {len(bad)} of {values.size} values are NaN or infinite, the first at {tuple(bad[0])}; remove those samples"
+            f"{source}: {len(bad)} of {values.size} values are NaN or infinite, the first at {tuple(bad[0])}; "
+            "remove those samples"
         )
     return values
 
@@ -70,8 +76,9 @@ def evaluate(graph: Graph, x: Floats, probe: Probe | None = None) -> dict[str, F
     probe: called with `<recurrence>.state`, (B, C, N), at every step and with `<recurrence>.v`, (B, T, C).
     """
     values = {graph.input: x, **graph.parameters}
-    for n in graph.nodes:
-        values[n.output] = EVALUATORS[n.op](n, [values[i] for i in n.inputs], probe or _ignore)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for n in graph.nodes:
+            values[n.output] = EVALUATORS[n.op](n, [values[i] for i in n.inputs], probe or _ignore)
     return {k: values[k] for k in graph.channels}
 
 
@@ -97,8 +104,10 @@ def observe(graph: Graph, x: Floats, progress: Callable[[float], None] | None = 
             progress(done / len(x))
     for n in graph.nodes:
         if not np.isfinite(seen[n.output].absmax):
-            raise InputError(f"{n.where}: its {n.op} is not finite on the calibration data; the model diverges there")
-    return Calibration({k: Range(float(np.float32(r.lo)), float(np.float32(r.hi))) for k, r in seen.items()}, len(x))
+            raise InputError(f"{n.loc}: its {n.op} is not finite on the calibration data; the model diverges there")
+    with np.errstate(over="ignore"):
+        ranges = {k: Range(float(np.float32(r.lo)), float(np.float32(r.hi))) for k, r in seen.items()}
+    return Calibration(ranges, len(x))
 
 
 def _chunks(x: Floats) -> Iterator[Floats]:
@@ -113,8 +122,8 @@ def _ignore(name: str, array: Floats) -> None:
 
 def _linear(n: GraphNode, args: list[Floats], probe: Probe) -> Floats:
     x, weight, *bias = args
-    y: Floats = x @ weight.T
-    return y + bias[0] if bias else y
+    y: Floats = x @ weight.T + (bias[0] if bias else 0.0)
+    return y
 
 
 def _causal_conv1d(n: GraphNode, args: list[Floats], probe: Probe) -> Floats:
@@ -122,21 +131,25 @@ def _causal_conv1d(n: GraphNode, args: list[Floats], probe: Probe) -> Floats:
     kernel = weight.shape[1]
     padded = np.pad(x, ((0, 0), (kernel - 1, 0), (0, 0)))
     taps = [padded[:, j : j + x.shape[1]] * weight[:, j] for j in range(kernel)]
-    return np.sum(taps, axis=0) + bias
+    y: Floats = np.sum(taps, axis=0) + bias
+    return y
 
 
 def _rms_norm(n: GraphNode, args: list[Floats], probe: Probe) -> Floats:
     x, weight = args
-    return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + n.attr["eps"]) * weight
+    y: Floats = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + n.attr["eps"]) * weight
+    return y
 
 
 def _silu(n: GraphNode, args: list[Floats], probe: Probe) -> Floats:
     e = np.exp(-np.abs(args[0]))
-    return args[0] * np.where(args[0] < 0, e, 1.0) / (1 + e)
+    y: Floats = args[0] * np.where(args[0] < 0, e, 1.0) / (1 + e)
+    return y
 
 
 def _softplus(n: GraphNode, args: list[Floats], probe: Probe) -> Floats:
-    return np.logaddexp(0.0, args[0])
+    y: Floats = np.logaddexp(0.0, args[0])
+    return y
 
 
 def _selective_recurrence(n: GraphNode, args: list[Floats], probe: Probe) -> Floats:

@@ -5,19 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram, export
 
-import isobit.quant.nn as isobit_nn
 from isobit.quant.calibrate.observe import float_outputs
 from isobit.quant.capture.graph import Floats, Graph, GraphNode
 from isobit.quant.errors import InputError
 
 MAX_DISAGREEMENT = 1e-4
-"""Largest max|graph - module| / max|module| of a faithful capture; the module computes in float32, the graph in float64."""
+"""Largest max|graph - module| / max|module| of a faithful capture: a module in float32, the graph in float64."""
 
 HOW_TO_GO_ON = (
     "write the layer with these operators and the modules of isobit.quant.nn "
@@ -45,7 +43,6 @@ def capture(module: nn.Module, example_shape: Sequence[int], name: str = "model"
         raise InputError(f"example shape {tuple(example_shape)}: expected three sizes, batch, time and channels")
     module = module.eval()
     _check_parameters(module)
-    assert isobit_nn.causal_conv1d is not None
     dtype = next((p.dtype for p in module.parameters()), torch.float32)
     example = torch.zeros(2, max(3, example_shape[1]), example_shape[2], dtype=dtype)
     try:
@@ -53,9 +50,9 @@ def capture(module: nn.Module, example_shape: Sequence[int], name: str = "model"
     except Exception as e:
         reason = next((line for line in str(e).splitlines() if line.strip()), type(e).__name__)
         raise InputError(
-            f"torch.export cannot trace {type(module).__name__} on an input of shape (B, T, {example_shape[2]}): {reason}\n"
-            "Its forward must take one tensor, work for any B and T, and not loop over time or branch on values: "
-            + HOW_TO_GO_ON
+            f"torch.export cannot trace {type(module).__name__} on an input (B, T, {example_shape[2]}): {reason}\n"
+            "Its forward must take one tensor, with as many channels as the samples, work for any B and T, and not "
+            f"loop over time or branch on values: {HOW_TO_GO_ON}"
         ) from e
     return _Capture(exported, name).run()
 
@@ -65,12 +62,14 @@ def disagreement(graph: Graph, module: nn.Module, x: Floats) -> float:
     dtype = next((p.dtype for p in module.parameters()), torch.float32)
     with torch.no_grad():
         expected = module.eval()(torch.from_numpy(x).to(dtype)).double().numpy()
+    if not np.isfinite(expected).all():
+        raise InputError(f"{graph.name}: the module's output is not finite on the calibration data; it diverges there")
     ratio = float(np.abs(float_outputs(graph, x) - expected).max() / max(float(np.abs(expected).max()), 1e-30))
     if not ratio <= MAX_DISAGREEMENT:
         raise InputError(
             f"{graph.name}: the captured graph differs from the module on the calibration data by {ratio:.2e} of the "
-            f"largest output, expected at most {MAX_DISAGREEMENT:.0e}; a forward that branches on its input, or on time, "
-            "cannot be captured"
+            f"largest output, expected at most {MAX_DISAGREEMENT:.0e}; a forward that branches on its input, or on "
+            "time, cannot be captured"
         )
     return ratio
 
@@ -105,7 +104,7 @@ class _Capture:
         self.nodes: dict[str, GraphNode] = {}
         self.channels: dict[str, int] = {}
         self.parameters: dict[str, Floats] = {}
-        self.identifiers: set[str] = set()
+        self.identifiers = {"y"}
         self.time_axes = ""
 
     def run(self) -> Graph:
@@ -143,9 +142,7 @@ class _Capture:
     def _output(self, n: fx.Node) -> str:
         outputs = n.args[0] if isinstance(n.args[0], tuple | list) else (n.args[0],)
         if len(outputs) != 1 or not isinstance(outputs[0], fx.Node) or outputs[0] not in self.values:
-            raise InputError(
-                f"{self.name}: its forward returns {len(outputs)} values, expected one tensor (B, T, channels)"
-            )
+            raise InputError(f"{self.name}: its forward returns {len(outputs)} values, expected one, (B, T, channels)")
         return self.values[outputs[0]]
 
     def _call(self, n: fx.Node) -> None:
@@ -157,9 +154,7 @@ class _Capture:
         elif op in IDENTITIES:
             self.values[n] = self.value(n, 0)
         elif op not in PARTS:
-            raise self.error(
-                n, f"{op} is not supported; supported: {', '.join(sorted({*RULES, *PARTS, *IDENTITIES} - {'getitem'}))}"
-            )
+            raise self.error(n, f"{op} is not supported; supported: {', '.join(SUPPORTED)}")
 
     def _fold(self, n: fx.Node, op: str) -> None:
         """Computed in float64 and rounded to float32, so that every machine gets the same parameter."""
@@ -196,11 +191,12 @@ class _Capture:
 
     def error(self, n: fx.Node, message: str) -> InputError:
         """An InputError that names the user's layer and how to go on."""
-        return InputError(f"{self.loc(n) or 'the model'}: {message}. Instead, {HOW_TO_GO_ON}")
+        return InputError(f"{self.loc(n)}: {message}. Instead, {HOW_TO_GO_ON}")
 
     def loc(self, n: fx.Node) -> str:
+        """The path of the user's module that called `n`; the model's name for the model itself."""
         stack = n.meta.get("nn_module_stack")
-        return str(list(stack.values())[-1][0]) if stack else ""
+        return (str(list(stack.values())[-1][0]) if stack else "") or self.name
 
     def value(self, n: fx.Node, position: int) -> str:
         """Operand `position` as a value that depends on the input."""
@@ -233,7 +229,7 @@ class _Capture:
         if len(shape) != 3 or str(shape[:2]) != self.time_axes or not isinstance(shape[2], int):
             raise self.error(n, f"{n.target} makes a value of shape {shape}, expected (B, T, channels)")
         loc = self.loc(n)
-        output = self._unique(".".join(filter(None, (loc, role))) or op)
+        output = self._unique(f"{loc}.{role}" if role else loc)
         self.nodes[output] = GraphNode(op, inputs, output, tuple(sorted(attrs.items())), loc)
         self.values[n], self.channels[output] = output, shape[2]
 
@@ -241,7 +237,7 @@ class _Capture:
         """`name`, changed so that it is a C identifier once dots are underscores, and differs from all others then."""
         name = re.sub(r"[^A-Za-z0-9_.]", "_", name)
         if name[0].isdigit():
-            name = f"{self.name}.{name}"
+            name = f"_{name}"
         candidates = (name if i == 1 else f"{name}_{i}" for i in range(1, len(self.identifiers) + 2))
         free = next(c for c in candidates if c.replace(".", "_") not in self.identifiers)
         self.identifiers.add(free.replace(".", "_"))
@@ -256,7 +252,8 @@ def _linear(c: _Capture, n: fx.Node) -> None:
 def _part(c: _Capture, n: fx.Node) -> None:
     """One part of a split projection: a projection by some of its rows."""
     split, index = n.args
-    assert isinstance(split, fx.Node) and isinstance(index, int)
+    assert isinstance(split, fx.Node)
+    assert isinstance(index, int)
     if str(split.target) not in PARTS:
         raise c.error(n, f"an item of {split.target} is not supported; supported: items of {', '.join(PARTS)}")
     whole = c.nodes.get(c.value(split, 0))
@@ -264,9 +261,7 @@ def _part(c: _Capture, n: fx.Node) -> None:
     assert isinstance(source, fx.Node)
     sizes = [int(part.shape[-1]) for part in split.meta["val"]]
     if whole is None or whole.op != "linear":
-        raise c.error(
-            n, f"{split.target} of {whole.op if whole else 'the input'} is not supported, only that of a linear layer"
-        )
+        raise c.error(n, f"{split.target} of {whole.op if whole else 'the input'}, expected of a linear layer's output")
     if sum(sizes) != source.meta["val"].shape[-1]:
         raise c.error(n, f"{split.target} along time or batch is not supported, only along channels")
     start = sum(sizes[:index])
@@ -324,7 +319,7 @@ def _mul(c: _Capture, n: fx.Node) -> None:
     factor = c.parameters[parameter]
     if factor.size not in (1, c.channels[x]) or factor.shape[-1:] not in ((), (1,), (c.channels[x],)):
         raise c.error(
-            n, f"a product with a parameter of shape {factor.shape}, expected one factor per channel ({c.channels[x]})"
+            n, f"a product with a parameter of shape {factor.shape}, expected ({c.channels[x]},), one per channel"
         )
     c.parameters[parameter] = factor.reshape(-1) if factor.size > 1 else factor.reshape(())
     c.emit(n, "scale", (x, parameter), "scale")
@@ -367,3 +362,5 @@ PARTS = ("aten.split_with_sizes.default", "aten.split.Tensor", "aten.chunk.defau
 
 IDENTITIES = ("aten.dropout.default", "aten.contiguous.default", "aten.clone.default", "aten.alias.default")
 """Operators that change nothing in eval mode."""
+
+SUPPORTED = sorted({*RULES, *PARTS, *IDENTITIES} - {"getitem"})

@@ -57,9 +57,7 @@ def _call_factory(spec: str) -> nn.Module:
     factory = getattr(container, attribute, None)
     if factory is None:
         names = [k for k, v in vars(container).items() if callable(v) and not k.startswith("_")]
-        raise InputError(
-            f"model '{spec}': {package} has no {attribute}; its callables are {', '.join(names) or 'none'}"
-        )
+        raise InputError(f"model '{spec}': {package} has no {attribute}; it has {', '.join(names) or 'no callables'}")
     if not callable(factory):
         raise InputError(
             f"model '{spec}': {attribute} is a {type(factory).__name__}, expected a callable without arguments"

@@ -21,22 +21,17 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class GraphNode:
-    """One operator; `loc` is the path of the user's module that called it, '' for the model itself."""
+    """One operator; `loc` is the path of the user's module that called it, or the model's name."""
 
     op: str
     inputs: tuple[str, ...]
     output: str
-    attrs: tuple[tuple[str, float], ...] = ()
-    loc: str = ""
+    attrs: tuple[tuple[str, float], ...]
+    loc: str
 
     @property
     def attr(self) -> dict[str, float]:
         return dict(self.attrs)
-
-    @property
-    def where(self) -> str:
-        """The layer, as messages name it."""
-        return self.loc or "the model"
 
 
 @dataclass(frozen=True, eq=False)

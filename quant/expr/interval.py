@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from isobit.quant.expr.operators import Operators
 from isobit.quant.errors import ExprError
+from isobit.quant.expr.operators import Operators
+from isobit.quant.expr.primitives import INTS, PRIMITIVES
 
 MAX_SHIFT = 62
 
@@ -52,7 +53,12 @@ class Interval(Operators):
         if primitive == "bound":
             x, lo, hi = args
             return interval_of(x).meet(Interval(lo, hi))
-        return INTERVALS[primitive](*(interval_of(a) for a in args))
+        operands = [interval_of(a) for a in args]
+        known = INTERVALS[primitive](*operands)
+        if all(o.lo == o.hi for o in operands):
+            exact = int(PRIMITIVES[primitive](INTS, *(o.lo for o in operands)))
+            return Interval(exact, exact)
+        return known
 
     def __str__(self) -> str:
         return f"[{self.lo}, {self.hi}]"

@@ -44,8 +44,8 @@ def _method(claim: Claim, cone: tuple[Sym, ...]) -> str:
         return "cases"
     for cut in _cuts(claim.node, cone):
         if cut.number != claim.node.number and cut.range.size <= MOST_ENUMERATED:
-            _enumerate(claim, cut)
-            return "enumeration"
+            if _enumerate(claim, cut):
+                return "enumeration"
     _by_z3(claim, cone)
     return "z3"
 
@@ -90,7 +90,8 @@ def _cuts(node: Sym, cone: tuple[Sym, ...]) -> Iterator[Sym]:
             yield cut
 
 
-def _enumerate(claim: Claim, cut: Sym) -> None:
+def _enumerate(claim: Claim, cut: Sym) -> bool:
+    """Whether the claim holds for every value in the interval of `cut`; a counterexample counts where that is an operand."""
     import numpy as np
 
     cone = _cone(claim.node, frozenset({cut.number}))
@@ -102,10 +103,11 @@ def _enumerate(claim: Claim, cut: Sym) -> None:
         if n.number not in values:
             values[n.number] = evaluate_node(n, numpy_domain(), [values[a.number] for a in n.args])
     wrong = (values[claim.node.number] < claim.lo) | (values[claim.node.number] > claim.hi)
-    if np.any(wrong):
+    if np.any(wrong) and cut.op == "var":
         at = int(np.argmax(wrong))
         got, where = int(values[claim.node.number][at]), f"{cut.name or cut.op} = {int(x[at])}"
         raise ExprError(f"bound [{claim.lo}, {claim.hi}] on {claim.node.name or claim.node.op} is false: {got} at {where}")
+    return not np.any(wrong)
 
 
 def _by_z3(claim: Claim, cone: tuple[Sym, ...]) -> None:

@@ -24,9 +24,9 @@ def dyadics(ratios: Sequence[float] | np.ndarray, magnitude: int = 1, bits: int 
     """Multipliers m, one per ratio, and one shift s, 1 <= s <= 62: m = ratio * 2^s, rounded half away from zero.
 
     |m| < 2^bits, and the largest |m| is at least 2^(bits-1), but where s would leave 1..62: below 1, m takes up to 31
-    bits; above 62, m has fewer.  Where `magnitude`, the largest |x| that is multiplied, asks for it, m has fewer bits, so
-    that |x|*|m| < 2^62, and adding 2^(s-1) cannot leave 64 bits.  Ratios of 0 give m = 0.  Exact: no float is rounded.
-    Raises CheckError for a ratio that is not finite, one too large for 31 bits, or a magnitude that leaves m below 8 bits.
+    bits; above 62, m has fewer.  Where `magnitude`, the largest |x| that is multiplied, asks for it, m has fewer bits,
+    so that |x|*|m| < 2^62, and adding 2^(s-1) cannot leave 64 bits.  Ratios of 0 give m = 0.  Exact: no float is
+    rounded.  Raises CheckError for a ratio that is not finite or too large, or a magnitude that leaves m below 8 bits.
     """
     values = [float(r) for r in ratios]
     if not all(math.isfinite(r) for r in values):

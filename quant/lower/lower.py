@@ -15,24 +15,22 @@ from isobit.quant.recipe import Recipe
 MAX_STEPS = 1 << 16
 
 
-def lower(
-    graph: Graph, calibration: Calibration, recipe: Recipe, name: str, input: InputSpec, t_max: int
-) -> Program:  # fmt: skip
-    """The integer Program of a float graph, checked.  Its input is `x`, its output `y`, with `wide_bits` bits and one scale.
+def lower(graph: Graph, calibration: Calibration, recipe: Recipe, name: str, input: InputSpec, t_max: int) -> Program:
+    """The integer Program of a float graph, checked: input `x`, output `y` of `wide_bits` bits with one scale.
 
     t_max: steps for which a running mean is exact, 1 to 65536.  A value is called by the path of the user's layer.
     Raises InputError, naming the layer, where the model or its ranges leave what the integers can do.
     """
     if not 1 <= t_max <= MAX_STEPS:
         raise InputError(f"t_max is {t_max}, expected 1 to {MAX_STEPS}")
-    l = Lowering(graph, calibration, recipe, t_max, _asked(graph, recipe))
-    entry = l.declare_input(input)
+    low = Lowering(graph, calibration, recipe, t_max, _asked(graph, recipe))
+    entry = low.declare_input(input)
     for n in graph.nodes:
         try:
-            RULES[n.op].emit(l, n)
+            RULES[n.op].emit(low, n)
         except CheckError as e:
-            raise InputError(f"{n.where} ({n.op}): {e}") from e
-    program = l.program(name, entry, l.need(graph.output, recipe.wide_bits).value)
+            raise InputError(f"{n.loc} ({n.op}): {e}") from e
+    program = low.program(name, entry)
     check(program)
     return program
 

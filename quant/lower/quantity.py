@@ -19,6 +19,12 @@ from isobit.quant.recipe import Recipe
 OUTPUT = "y"
 """The Program's output."""
 
+HEADROOM = 2.0
+"""Wide values and recurrent states saturate at this many times their calibrated magnitude: it costs them one bit."""
+
+WIDE = 12
+"""Bits from which a value has headroom; below, resolution matters more than an outlier that calibration missed."""
+
 
 def largest(bits: int) -> int:
     """The largest value of a symmetric signed type of `bits` bits."""
@@ -26,8 +32,11 @@ def largest(bits: int) -> int:
 
 
 def symmetric_scale(known: Range, bits: int) -> float:
-    """The unit that maps the largest magnitude seen to `largest(bits)`; a value that was always 0 gets +-1."""
-    return (known.absmax or 1.0) / largest(bits)
+    """The unit that maps the largest magnitude seen, times HEADROOM for wide values, to `largest(bits)`.
+
+    A value that was always 0 is taken to reach 1.
+    """
+    return (known.absmax or 1.0) * (HEADROOM if bits >= WIDE else 1.0) / largest(bits)
 
 
 def limits(bits: int) -> dict[str, int]:
@@ -82,14 +91,19 @@ class Lowering:
         name = self.graph.input
         if spec.elem is not None and spec.scale is not None:
             elem, scale = spec.elem, spec.scale
+            self.asked[name].add(elem.range.bits)
         else:
             elem = IntType(self.width(name))
             scale = symmetric_scale(self.calibration.ranges[name], elem.bits)
         self.quantities[name] = Quantity(name, np.asarray(scale), elem.range)
         return Input(name, TensorType(("T", self.graph.channels[name]), elem, scale))
 
-    def program(self, name: str, entry: Input, output: str) -> Program:
-        return Program(name, (entry,), tuple(self.constants), tuple(self.states), tuple(self.nodes), (output,))
+    def program(self, name: str, entry: Input) -> Program:
+        """The Program of the nodes so far; its output is the graph's, settled at its widest and called OUTPUT."""
+        held = self.need(self.graph.output, self.width(self.graph.output))
+        if held.value != OUTPUT:
+            self._requantize(self.graph.output, held, self.width(self.graph.output))
+        return Program(name, (entry,), tuple(self.constants), tuple(self.states), tuple(self.nodes), (OUTPUT,))
 
     def width(self, v: str) -> int:
         """Bits of the widest form that is asked of a value."""
@@ -117,7 +131,7 @@ class Lowering:
         """The node that makes the value of `n` at the widest form asked, with clip bounds in `params`."""
         bits = self.width(n.output)
         scale = self.scale_of(n.output, bits)
-        value = self.node(op, index, inputs, self.name(n.output, bits), n.loc or self.graph.name, params, scale)
+        value = self.node(op, index, inputs, self.name(n.output, bits), n.loc, params, scale)
         self.quantities[n.output] = Quantity(value, np.asarray(scale), Interval(params.get("lo", 0), params["hi"]))
 
     def name(self, v: str, bits: int) -> str:
@@ -147,7 +161,7 @@ class Lowering:
 
     def _requantize(self, v: str, held: Quantity, bits: int) -> Quantity:
         scale, name = self.scale_of(v, bits), self.name(v, bits)
-        loc = (self.producer[v].loc if v in self.producer else "") or self.graph.name
+        loc = self.producer[v].loc if v in self.producer else self.graph.name
         ratio = held.scale / scale
         if ratio.ndim == 0:
             m, s = dyadic(float(ratio), held.magnitude)

@@ -1,4 +1,5 @@
-/* What the sources that isobit generates need beside ap_int. The same file serves C simulation and Vitis HLS. */
+/* What the sources that isobit generates need beside ap_int. The same file serves C simulation and Vitis HLS.
+ */
 #ifndef ISOBIT_HLS_H
 #define ISOBIT_HLS_H
 
@@ -27,7 +28,8 @@ ap_int<8> leading_zeros(ap_uint<W> x) {
 
 }  // namespace isobit
 
-/* A traced build reports element `index` of the output of node `node`; every other build computes nothing here. */
+/* A traced build reports element `index` of the output of node `node`; every other build computes nothing
+ * here. */
 #ifdef ISOBIT_TRACE
 void isobit_tap(int node, int index, long long value);
 #define ISOBIT_TAP(node, index, value) isobit_tap(node, index, value)

@@ -44,7 +44,7 @@ def operations(traced: Traced) -> int:
 
 def is_simple(traced: Traced) -> bool:
     """Whether the definition is one operation on its operands, which reads best in place."""
-    return operations(traced) <= 1
+    return operations(traced) <= 1 and not traced.tables
 
 
 def expression(traced: Traced, operands: list[str], tables: dict[tuple[int, ...], str]) -> Lines:

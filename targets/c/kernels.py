@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+from isobit.quant.expr.interval import Interval
 from isobit.quant.expr.rewrite import high_products, tabulate
 from isobit.quant.expr.symbols import Traced
-from isobit.quant.expr.interval import Interval
+from isobit.quant.ops import OPS
 from isobit.quant.program import TensorType, container
 from isobit.targets.c.expression import RESERVED, Lines, expression, is_simple, literal, operations, unwrap, word
 from isobit.targets.nest import (
@@ -84,7 +85,8 @@ class Functions:
         body = self._body(apply)
         if is_simple(body):
             return unwrap(expression(body, operands, {}).result)
-        return f"{self._function(apply)}({', '.join(operands)})"
+        used = [text for text, o in zip(operands, body.operands, strict=True) if o in body.nodes]
+        return f"{self._function(apply)}({', '.join(used)})"
 
     def _body(self, apply: Apply) -> Traced:
         """The definition as this target computes it: as a table of its 8-bit operand, or with high-half products."""
@@ -127,13 +129,11 @@ class Functions:
         what = op.summary if apply.role != "readout" else (getattr(op.readout, "__doc__", "") or "").split("\n")[0]
         params = ", ".join(f"{k}={v}" for k, v in apply.node.params if k != "acc")
         arguments = ", ".join(
-            f"int{word(o.bits)}_t {o.name}{'_' if o.name in RESERVED else ''}" for o in body.operands
+            f"int{word(o.bits)}_t {o.name}{'_' if o.name in RESERVED else ''}" for o in body.operands if o in body.nodes
         )
-        unused = [f"  (void){o.name};" for o in body.operands if o not in body.nodes]
         return [
             f"/* {what}" + (f"\n * {params} */" if params else " */"),
             f"static inline int{word(body.range.bits)}_t {name}({arguments}) {{",
-            *unused,
             *(f"  {d}" for d in lines.declarations),
             f"  return {lines.result};",
             "}",
@@ -192,8 +192,10 @@ class KernelPrinter:
         short: dict[str, str] = {}
         for value, role in locals_.items():
             name = identifier(role)
-            clear = count[name] == 1 and len(name) > 1 and name not in RESERVED | arrays | {"state"}
-            short[value] = name if clear else f"{identifier(value)}_now"
+            if count[name] > 1 or len(name) == 1 or f"{name}_now" in arrays:
+                short[value] = f"{identifier(value)}_now"
+            else:
+                short[value] = f"{name}_now" if name in RESERVED | arrays | OPS.keys() | {"state"} else name
         return short
 
     def text(self) -> list[str]:

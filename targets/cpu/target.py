@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import shutil
 from importlib import metadata
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from isobit.quant.errors import InputError
-from isobit.quant.interpret import checked_inputs
+from isobit.export.tvm.parameters import Argument, description, run_calls
 from isobit.quant.program import Arrays, Program
 from isobit.targets.nest import identifier, nest
 from isobit.targets.target import Artifact, NotHere, Options, Run
 from isobit.targets.toolchain import ToolMissing, find, version
 
 if TYPE_CHECKING:
-    from isobit.export.tvm.function import Function, Parameter
+    from isobit.export.tvm.function import Function
 
 TVM_HINT = "pip install 'isobit[tvm]'"
-MOST_ELEMENTS = (1 << 31) - 1
-"""Of one array: the generated code indexes with int32."""
 
 
 def tvm_version() -> str:
@@ -53,13 +48,13 @@ def build(program: Program, folder: Path, options: Options) -> Artifact:
     tvm_build.link(tvm_build.compiled(function, cpu), folder / f"{name}.so")
     (folder / f"{name}.tir.py").write_text(tvm_build.script(function))
     described = {"cpu": cpu, "function": "sequence", "tvm": tvm_version()}
-    (folder / f"{name}.json").write_text(description(program, function, described))
+    (folder / f"{name}.json").write_text(description(program, function.parameters, described))
     return Artifact("cpu", program, folder, (f"{name}.so", f"{name}.tir.py", f"{name}.json"), options)
 
 
 def start(artifact: Artifact, scratch: Path, traced: bool) -> CpuSession:
     """Load the library, or, traced, one with taps made in `scratch`.  Raises NotHere if this CPU cannot run it."""
-    probe()
+    tvm_version()
     from isobit.export.tvm import build as tvm_build
     from isobit.export.tvm.function import sequence
 
@@ -71,40 +66,33 @@ def start(artifact: Artifact, scratch: Path, traced: bool) -> CpuSession:
     if traced:
         path = scratch / f"{identifier(artifact.program.name)}_traced.so"
         tvm_build.link(tvm_build.compiled(function, cpu), path)
-    return CpuSession(artifact.program, function, path)
-
-
-def description(program: Program, function: Function, facts: Mapping[str, object]) -> str:
-    """JSON for whoever calls the compiled function: its parameters in order, and what they were compiled from."""
-    parameters = [{"name": p.name, "role": p.role, "dtype": p.dtype, "shape": p.shape} for p in function.parameters]
-    content = {"program": program.name, "digest": program.digest, **facts, "parameters": parameters}
-    return json.dumps(content, indent=2) + "\n"
+    return CpuSession(artifact.program, function, path, scratch)
 
 
 class CpuSession:
     """A loaded library."""
 
-    def __init__(self, program: Program, function: Function, path: Path) -> None:
+    def __init__(self, program: Program, function: Function, path: Path, scratch: Path) -> None:
         import tvm
 
         self.program, self.parameters = program, function.parameters
         self.size = path.stat().st_size
-        self.module: Any = tvm.runtime.load_module(str(path))
+        # The loader knows a library by its path: one that was rebuilt in place would be the old one.
+        with TemporaryDirectory(dir=scratch) as folder:
+            self.module: Any = tvm.runtime.load_module(shutil.copy(path, folder))
         self.sequence: Any = self.module["sequence"]
 
     def run(self, inputs: Arrays, states: Arrays | None, by_step: bool) -> Run:
         """As Session.run: a step is a call with T = 1."""
-        results, after = run_calls(self.program, self.parameters, self.call, inputs, states, by_step)
-        outputs = {o: results["output", o] for o in self.program.outputs}
-        return Run(outputs, after, {"library bytes": self.size})
+        results = run_calls(self.program, self.parameters, self._call, inputs, states, by_step)
+        return Run(results.outputs, results.states, {"library_bytes": self.size})
 
     def trace(self, inputs: Arrays, states: Arrays | None) -> Arrays:
         """As Session.trace; the session was started with `traced`."""
-        results, _ = run_calls(self.program, self.parameters, self.call, inputs, states, by_step=False)
-        traces = {value: array for (role, value), array in results.items() if role == "trace"}
+        traces = run_calls(self.program, self.parameters, self._call, inputs, states, by_step=False).traces
         if not traces:
             raise ValueError("this session has no taps: start it with traced=True")
         return traces
 
-    def call(self, arguments: list[Array]) -> None:
+    def _call(self, arguments: list[Argument]) -> None:
         self.sequence(*arguments)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from isobit.quant.expr.interval import Interval
 from isobit.quant.expr.symbols import Sym, Traced
-from isobit.targets.hls.text import Names, ap, commented, literal, literal_width
+from isobit.targets.hls.text import Names, ap, comment, commented, literal, literal_width, wrapped
 
 WIDEST = 128
 INLINE_LENGTH = 56
@@ -53,8 +53,10 @@ class Text:
         return self.text if self.level >= level else f"({self.text})"
 
 
-def operations(traced: Traced) -> int:
-    return sum(n.op not in ("const", "var") for n in traced.nodes)
+def is_inline(traced: Traced) -> bool:
+    """Of one operation at most, and of all its operands: not worth a function."""
+    operations = sum(n.op not in ("const", "var") for n in traced.nodes)
+    return operations <= 1 and all(o in traced.nodes for o in traced.operands)
 
 
 def table_width(values: Sequence[int]) -> int:
@@ -67,8 +69,8 @@ def inline(traced: Traced, operands: Sequence[str], tables: Mapping[tuple[int, .
     return printer.text(traced.result).text
 
 
-def function(name: str, comment: str, traced: Traced, tables: Mapping[tuple[int, ...], str]) -> str:
-    """The graph as an inlined function; its comments give every value's interval."""
+def function(name: str, notes: Sequence[str], traced: Traced, tables: Mapping[tuple[int, ...], str]) -> str:
+    """The graph as an inlined function below comment lines `notes`; its own comments give every value's interval."""
     names = Names(tables.values())
     operands = [names.fresh(o.name) for o in traced.operands]
     params = [
@@ -77,11 +79,9 @@ def function(name: str, comment: str, traced: Traced, tables: Mapping[tuple[int,
     ]
     printer = _Printer(traced, operands, tables, names)
     lines = printer.statements()
-    ranges = [
-        f"{text} in {o.range}" for o, text in zip(traced.operands, operands, strict=True) if o in traced.nodes
-    ]
-    head = [f"// {line}" for line in (comment, ", ".join(ranges)) if line]
-    signature = f"static {ap(traced.range.bits)} {name}({', '.join(params)}) {{"
+    ranges = [f"{text} in {o.range}" for o, text in zip(traced.operands, operands, strict=True) if o in traced.nodes]
+    head = [*notes, *([comment(", ".join(ranges))] if ranges else [])]
+    signature = wrapped(f"static {ap(traced.range.bits)} {name}({', '.join(params)}) {{")
     return "\n".join([*head, signature, "#pragma HLS INLINE", *lines, "}"])
 
 
@@ -91,9 +91,7 @@ class _Printer:
     ) -> None:
         self.traced, self.tables, self.names = traced, tables, names
         self.uses = Counter(a.number for n in traced.nodes for a in n.args)
-        self.known = {
-            o.number: Text(text, o.bits, ATOM) for o, text in zip(traced.operands, operands, strict=True)
-        }
+        self.known = {o.number: Text(text, o.bits, ATOM) for o, text in zip(traced.operands, operands, strict=True)}
 
     def statements(self) -> list[str]:
         """One variable for every named, shared or long value, then the return."""
@@ -130,7 +128,7 @@ class _Printer:
     def _print(self, n: Sym) -> Text:
         match n.op:
             case "const":
-                return Text(literal(n.values[0]), literal_width(n.values[0]), ATOM, is_literal=True)
+                return _constant(n.values[0])
             case "add" | "sub":
                 return self._sum(n)
             case "mul":
@@ -185,3 +183,11 @@ class _Printer:
     def _amount(self, n: Sym) -> str:
         """A shift's amount; an ap type that gives it has at most 32 bits."""
         return (self.exact(n) if self.text(n).width > 32 else self.text(n)).at(ATOM)
+
+
+def _constant(value: int) -> Text:
+    """Large powers of two, which scale and round, are written as shifts."""
+    if value < (1 << 10) or value & (value - 1):
+        return Text(literal(value), literal_width(value), ATOM, is_literal=True)
+    one, width = ("1", 32) if value < (1 << 31) else ("1LL", 64)
+    return Text(f"({one} << {value.bit_length() - 1})", width, ATOM, is_literal=True)

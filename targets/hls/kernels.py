@@ -13,7 +13,7 @@ from functools import cached_property
 
 from isobit.quant.expr.symbols import Traced
 from isobit.targets.hls import expression
-from isobit.targets.hls.text import Names, ap, commented, dims, wrapped
+from isobit.targets.hls.text import Names, ap, comment, commented, dims, wrapped
 from isobit.targets.nest import (
     Accumulate,
     Accumulator,
@@ -72,8 +72,12 @@ def is_pipelined(loop: Loop) -> bool:
     return not is_unrolled(loop) and all(is_unrolled(inner) for inner in inner_loops(loop))
 
 
-def walk(statements: tuple[Statement, ...], outer: tuple[Loop, ...] = ()) -> Iterator[tuple[Statement, tuple[Loop, ...]]]:
-    """Every statement that runs at least once, with the loops around it, outermost first."""
+Nested = tuple[Statement, tuple[Loop, ...]]
+"""A statement and the loops around it, outermost first."""
+
+
+def walk(statements: tuple[Statement, ...], outer: tuple[Loop, ...] = ()) -> Iterator[Nested]:
+    """Every statement that runs at least once."""
     for s in statements:
         if isinstance(s, Loop) and s.extent < 1:
             continue
@@ -156,12 +160,13 @@ class Unit:
         return f"{kind}& {name}".rstrip() if written else f"{kind} {name}".rstrip()
 
     def arguments(self, kernel: Kernel) -> list[str]:
-        """Stored values that a kernel's function takes: what it reads, then what else it writes; constants are global."""
+        """Stored values that a kernel's function takes: those it reads, then those it only writes; no constants."""
         return [v for v in dict.fromkeys((*kernel.reads, *kernel.writes)) if v not in self.nest.program.constant]
 
     def function_text(self, f: Function) -> str:
         layers = ", ".join(dict.fromkeys(f.layers))
-        return expression.function(f.name, f"{f.summary}\n// In {layers}.", f.traced, self.tables)
+        notes = (comment(f.summary), comment(f"In {layers}."))
+        return expression.function(f.name, notes, f.traced, self.tables)
 
     def kernel_text(self, kernel: Kernel) -> str:
         writes = set(kernel.writes)
@@ -197,28 +202,27 @@ class Unit:
         return tables
 
     def _functions(self, names: Names) -> dict[Graph, Function]:
-        """By graph: the definitions of more than one operation; equal graphs are one function."""
+        """By graph: the definitions that are functions; equal graphs are one."""
         found: dict[Graph, tuple[Apply, list[str]]] = {}
         for apply in self._applied():
-            if expression.operations(apply.body) > 1:
+            if not expression.is_inline(apply.body):
                 found.setdefault((_define(apply), apply.body.key), (apply, []))[1].append(apply.node.loc)
-        defines = [define for define, _ in found]
+        bases = [_name(apply) for apply, _ in found.values()]
         functions = {}
         for (define, key), (apply, layers) in found.items():
-            base = define.__name__
-            wanted = base if defines.count(define) == 1 else f"{base}_{identifier(layers[0])}"
+            base = _name(apply)
+            wanted = base if bases.count(base) == 1 else f"{base}_{identifier(layers[0])}"
             summary = (define.__doc__ or base).strip().split("\n")[0]
             functions[define, key] = Function(names.fresh(wanted), summary, apply.body, layers)
         return functions
 
     def _kernels(self) -> dict[str, str]:
-        """Named after the layer, or after the output where several groups are of one layer."""
-        p = self.nest.program
+        """Named after the layer, and after the output where several groups are of one layer."""
         names = Names({*self.tables.values(), *(f.name for f in self.functions.values())})
-        names.taken.update(self.value[c] for c in p.constant)
+        names.taken.update(self.value[c] for c in self.nest.program.constant)
         locs = [k.group.loc for k in self.nest.kernels]
         return {
-            k.name: names.fresh(identifier(k.group.loc if locs.count(k.group.loc) == 1 else k.name))
+            k.name: names.fresh(k.group.loc if locs.count(k.group.loc) == 1 else _below(k.group.loc, k.name))
             for k in self.nest.kernels
         }
 
@@ -240,12 +244,12 @@ class Unit:
 
     def _comment(self, kernel: Kernel) -> Iterator[str]:
         """The user's layer, then every node: output, op, operands with their shapes, signature and scale."""
-        yield f"// {kernel.title}"
+        yield comment(kernel.title)
         for n in kernel.group.nodes:
             operands = ", ".join(self._with_shape(v) for v in n.inputs)
-            scale = "" if n.scale is None else f"; a unit of the result is {n.scale!r}"
-            yield f"//   {self._with_shape(n.output)} = {n.op}({operands})"
-            yield f"//     {n.index}{scale}"
+            scale = "" if n.scale is None else f"; a unit of the result is {n.scale:.6g}"
+            yield comment(f"  {self._with_shape(n.output)} = {n.op}({operands})", 6)
+            yield f"//   {n.index}{scale}"
 
     def _with_shape(self, value: str) -> str:
         return f"{self.value[value]}{dims(self.shape(value))}"
@@ -307,8 +311,20 @@ def _define(apply: Apply) -> Callable[..., object]:
     return spec.readout if apply.role == "readout" and spec.readout else spec.define
 
 
+def _name(apply: Apply) -> str:
+    """What its function is called: as the op, or as the term of the op."""
+    return apply.node.op if apply.role in ("value", "update") else _define(apply).__name__
+
+
+def _below(layer: str, value: str) -> str:
+    """The layer's path, then what the value's path adds to it."""
+    path, own = layer.split("."), value.split(".")
+    while path and own and path[0] == own[0]:
+        path, own = path[1:], own[1:]
+    return ".".join([layer, *own])
+
+
 def _index(index: Index) -> str:
     if isinstance(index, Offset):
         return f"{index.label} + {index.by}"
     return str(index)
-

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterable, Sequence
 
 COLUMNS = 110
 
-KEYWORDS = frozenset(
-    """alignas alignof and and_eq asm auto bitand bitor bool break case catch char char16_t char32_t class compl const
+RESERVED = """
+    alignas alignof and and_eq asm auto bitand bitor bool break case catch char char16_t char32_t class compl const
     const_cast constexpr continue decltype default delete do double dynamic_cast else enum explicit export extern false
     float for friend goto if inline int long mutable namespace new noexcept not not_eq nullptr operator or or_eq private
     protected public register reinterpret_cast return short signed sizeof static static_assert static_cast struct switch
     template this thread_local throw true try typedef typeid typename union unsigned using virtual void volatile wchar_t
-    while xor xor_eq ap_int ap_uint hls isobit""".split()
-)
+    while xor xor_eq ap_int ap_uint hls isobit
+"""
+"""Keywords of C++, and what the generated code takes from headers."""
 
 
 class Names:
     """The names in use in one scope."""
 
     def __init__(self, taken: Iterable[str] = ()) -> None:
-        self.taken = set(KEYWORDS) | set(taken)
+        self.taken = {*RESERVED.split(), *taken}
 
     def fresh(self, wanted: str) -> str:
         """`wanted` as an ASCII identifier; with a number behind it where it is taken."""
@@ -63,25 +65,33 @@ def wrapped(line: str) -> str:
     return "\n".join([*lines, line])
 
 
-def commented(line: str, comment: str) -> str:
+def comment(text: str, indent: int = 0) -> str:
+    """Comment lines; a further line of the text stands `indent` columns in."""
+    return textwrap.fill(
+        text, COLUMNS, initial_indent="// ", subsequent_indent=f"// {' ' * indent}", break_on_hyphens=False
+    )
+
+
+def commented(line: str, note: str) -> str:
     """A line with a comment behind it, or above it where there is no room."""
-    whole = f"{line}  // {comment}"
+    whole = f"{line}  // {note}"
     if len(whole) <= COLUMNS:
         return whole
     indent = len(line) - len(line.lstrip())
-    return f"{' ' * indent}// {comment}\n{wrapped(line)}"
+    return f"{' ' * indent}// {note}\n{wrapped(line)}"
 
 
 def filled(values: Sequence[int], indent: int) -> str:
     """Literals separated by commas, in as few lines as fit."""
-    lines, line = [], " " * indent
-    for position, value in enumerate(values):
-        item = literal(value) + ("," if position < len(values) - 1 else "")
-        if len(line) + 1 + len(item) > COLUMNS and line.strip():
-            lines.append(line)
-            line = " " * indent
-        line += (" " if line.strip() else "") + item
-    return "\n".join([*lines, line])
+    lines, line = list[str](), ""
+    for value in values:
+        item = f"{literal(value)}, "
+        if indent + len(line) + len(item) > COLUMNS:
+            lines.append(line.rstrip())
+            line = ""
+        line += item
+    lines.append(line.removesuffix(", "))
+    return "\n".join(" " * indent + x for x in lines)
 
 
 def dims(shape: Sequence[int]) -> str:
@@ -89,14 +99,25 @@ def dims(shape: Sequence[int]) -> str:
     return "".join(f"[{d}]" for d in shape)
 
 
-def braced(values: Sequence[int], shape: Sequence[int], indent: int = 0) -> str:
-    """The initialiser of an array of this shape, row-major."""
-    pad = " " * indent
-    if len(shape) <= 1:
-        inner = filled(values, indent + 2)
-        if "\n" not in inner and len(inner) + 2 <= COLUMNS:
-            return f"{pad}{{{inner.strip()}}}"
-        return f"{pad}{{\n{inner}\n{pad}}}"
-    row = len(values) // shape[0]
-    rows = [braced(values[i * row : (i + 1) * row], shape[1:], indent + 2) for i in range(shape[0])]
-    return f"{pad}{{\n" + ",\n".join(rows) + f"\n{pad}}}"
+def initialised(declaration: str, values: Sequence[int], shape: Sequence[int]) -> str:
+    """A declaration with its values, row-major."""
+    if not shape:
+        return f"{declaration} = {literal(values[0])};"
+    line = f"{declaration} = {{{filled(values, 0)}}};"
+    if len(shape) == 1 and len(line) <= COLUMNS:
+        return line
+    return f"{declaration} = {{\n{_rows(values, shape, 4)}\n}};"
+
+
+def _rows(values: Sequence[int], shape: Sequence[int], indent: int) -> str:
+    """What stands between the outer braces of an array of this shape."""
+    if len(shape) == 1:
+        return filled(values, indent)
+    pad, size, rows = " " * indent, len(values) // shape[0], []
+    for i in range(shape[0]):
+        inner = _rows(values[i * size : (i + 1) * size], shape[1:], indent + 4)
+        if len(shape) == 2 and "\n" not in inner and len(inner) + 2 <= COLUMNS:
+            rows.append(f"{pad}{{{inner.strip()}}}")
+        else:
+            rows.append(f"{pad}{{\n{inner}\n{pad}}}")
+    return ",\n".join(rows)

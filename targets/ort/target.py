@@ -49,7 +49,7 @@ def traced_model(data: bytes) -> bytes:
     model = onnx.ModelProto.FromString(data)
     model.graph.output.extend(model.graph.value_info)
     del model.graph.value_info[:]
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 class OrtSession:
@@ -85,7 +85,7 @@ class OrtSession:
     def _call(self, wanted: tuple[str, ...], inputs: Arrays, states: Arrays) -> tuple[Arrays, Arrays]:
         """The values named `wanted` and the new states, as int64."""
         p = self._program
-        types = {x.name: x.type.elem.dtype for x in (*p.inputs, *p.states)}
+        types = {i.name: i.type.elem.dtype for i in p.inputs} | {s.name: s.type.elem.dtype for s in p.states}
         feeds = {k: v.astype(types[k]) for k, v in {**inputs, **states}.items()}
         names = [*wanted, *(next_name(s.name) for s in p.states)]
         got = [a.astype(np.int64) for a in self._session.run(names, feeds)]

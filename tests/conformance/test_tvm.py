@@ -1,0 +1,238 @@
+"""What is particular to the targets `cpu` and `gpu`: builds, taps, memory for scratch, CPUs and GPUs, planted faults."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from isobit.export.tvm import build, expression, function
+from isobit.export.tvm.parameters import run_calls
+from isobit.quant.check import check
+from isobit.quant.errors import InputError
+from isobit.quant.expr.symbols import Traced
+from isobit.quant.interpret import interpret
+from isobit.quant.ops import OPS
+from isobit.quant.program import Arrays, Program
+from isobit.quant.vectors import Vectors, case_program, golden, join
+from isobit.targets.gpu.driver import Device
+from isobit.targets.gpu.target import runs_on
+from isobit.targets.nest import nest
+from isobit.targets.target import Artifact, NotHere, Options, target
+from isobit.targets.verify import EXACT, MISMATCH, verify
+
+from tests.models import mamba_block
+from tests.primitives import primitive_programs, primitive_vectors
+
+pytestmark = pytest.mark.needs("gcc")
+
+
+def every_case() -> Program:
+    """The corner cases of every op in one Program."""
+    return join(
+        "ops", [case_program(name, c, f"{name}.{i}") for name, op in OPS.items() for i, c in enumerate(op.cases)]
+    )
+
+
+def built(name: str, program: Program, folder: Path, arch: str | None = None) -> Artifact:
+    folder.mkdir(parents=True, exist_ok=True)
+    return target(name).build(program, folder, Options(arch=arch))
+
+
+def assert_exact(program: Program, vectors: list[Vectors], arch: str | None = None) -> None:
+    (row,) = verify(program, ["cpu"], vectors, Options(arch=arch)).rows
+    assert row.status == EXACT, f"{row.reason}\n{row.divergence}"
+
+
+def test_the_taps_of_every_op_equal_the_reference(tmp_path: Path) -> None:
+    program = every_case()
+    session = target("cpu").start(built("cpu", program, tmp_path / "package"), tmp_path, traced=True)
+    for v in golden(program):
+        expected: Arrays = {}
+        interpret(program, v.inputs, v.start, expected)
+        got = session.trace(v.inputs, v.start)
+        assert [k for k, e in expected.items() if not np.array_equal(e, got[k])] == []
+
+
+def test_a_session_without_taps_says_so(tmp_path: Path) -> None:
+    program = mamba_block()
+    session = target("cpu").start(built("cpu", program, tmp_path / "package"), tmp_path, traced=False)
+    with pytest.raises(ValueError, match="traced=True"):
+        session.trace(next(iter(golden(program))).inputs, None)
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_two_builds_give_the_same_bytes(name: str, tmp_path: Path) -> None:
+    a, b = (built(name, mamba_block(), tmp_path / folder) for folder in ("one", "another"))
+    assert a.files == b.files
+    assert len(a.files) == 3
+    for file in a.files:
+        assert (a.folder / file).read_bytes() == (b.folder / file).read_bytes(), file
+    assert sorted(p.name for p in a.folder.iterdir()) == sorted(a.files)
+
+
+def test_another_process_builds_the_same_bytes(tmp_path: Path) -> None:
+    here = built("cpu", mamba_block(), tmp_path / "here")
+    (tmp_path / "there").mkdir()
+    code = (
+        "import sys; from pathlib import Path; from tests.models import mamba_block; "
+        "from isobit.targets.target import Options, target; "
+        "target('cpu').build(mamba_block(), Path(sys.argv[1]), Options())"
+    )
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "there")], cwd=root, check=True)
+    for file in here.files:
+        assert (here.folder / file).read_bytes() == (tmp_path / "there" / file).read_bytes(), file
+
+
+FAULTS = [
+    ("block.conv.y", 1 << 30, 0, "rounding half up becomes rounding down"),
+    ("block.ssm.o", 1 << 14, (1 << 14) - 1, "the recurrence rounds halves down"),
+    ("block.norm.inverse", 49152, 49153, "a Newton step is off by one"),
+    ("block.out_proj.y", -32767, -32768, "saturation reaches one further"),
+]
+
+
+@pytest.mark.parametrize(("node", "constant", "instead", "what"), FAULTS, ids=[f[0] for f in FAULTS])
+def test_a_planted_fault_is_found_and_named(
+    node: str, constant: int, instead: int, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = mamba_block()
+    victim, printed, faults = check(program).bodies[node], expression.expression, list[int]()
+
+    def literal(value: int, dtype: str = "int32") -> Any:
+        faults.extend([value] * (value == constant))
+        return imm(instead if value == constant else value, dtype)
+
+    def faulty(traced: Traced, operands: list[Any], block: expression.Block) -> Any:
+        monkeypatch.setattr(expression, "imm", literal if traced is victim else imm)
+        return printed(traced, operands, block)
+
+    imm = expression.imm
+    monkeypatch.setattr(function, "expression", faulty)
+    (row,) = verify(program, ["cpu"], list(golden(program, steps=64))).rows
+    assert faults, "the constant is not in the definition"
+    assert row.status == MISMATCH, what
+    assert row.divergence is not None
+    assert row.divergence.node == node
+    assert row.divergence.expected != row.divergence.got
+
+
+def test_a_library_rebuilt_in_place_is_the_new_one(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        program = mamba_block(seed=seed)
+        v = next(iter(golden(program)))
+        session = target("cpu").start(built("cpu", program, tmp_path / "package"), tmp_path, traced=False)
+        outputs = session.run(v.inputs, None, by_step=False).outputs
+        assert all(np.array_equal(outputs[k], v.outputs[k]) for k in v.outputs)
+
+
+@pytest.mark.parametrize("limit", ["STACK_BYTES", "SHARED_BYTES"])
+def test_scratch_that_is_too_large_for_its_memory(limit: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = mamba_block()
+    monkeypatch.setattr(function, limit, 40)
+    if limit == "STACK_BYTES":
+        assert_exact(program, list(golden(program)))
+        return
+    artifact = built("gpu", program, tmp_path)
+    described = json.loads((tmp_path / artifact.files[2]).read_text())
+    assert [p["shape"] for p in described["parameters"] if p["role"] == "workspace"]
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="not run: names of x86 CPUs")
+@pytest.mark.parametrize("arch", ["x86-64", "x86-64-v3"])
+def test_other_cpus_give_the_same_integers(arch: str) -> None:
+    program = every_case()
+    assert_exact(program, list(golden(program)), arch)
+
+
+def test_an_unknown_cpu_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"'nonsense'; this machine's is '{build.host_cpu()}'"):
+        built("cpu", mamba_block(), tmp_path, arch="nonsense")
+
+
+def test_a_library_for_another_cpu_is_not_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert build.missing_features(build.host_cpu()) == []
+    artifact = built("cpu", mamba_block(), tmp_path)
+    monkeypatch.setattr(build, "missing_features", lambda cpu: ["avx512f"])
+    with pytest.raises(NotHere, match="this CPU lacks avx512f"):
+        target("cpu").start(artifact, tmp_path, traced=False)
+
+
+def test_arrays_beyond_32_bit_indices_are_refused(tmp_path: Path) -> None:
+    program = mamba_block()
+    parameters = function.sequence(nest(program), traced=False).parameters
+    x = {"x": np.broadcast_to(np.zeros((1, 1, 8), np.int64), (1, 1 << 28, 8))}
+    refuse: Callable[[list[Any]], None] = pytest.fail
+    with pytest.raises(InputError, match="fewer time steps"):
+        run_calls(program, parameters, refuse, x, None, by_step=False)
+
+
+def test_every_op_and_primitive_compiles_for_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ops, programs = primitive_programs()
+    for key, op in ops.items():
+        monkeypatch.setitem(OPS, key, op)
+    for program in (every_case(), *programs):
+        artifact = built("gpu", program, tmp_path / program.name)
+        described = json.loads((artifact.folder / artifact.files[2]).read_text())
+        assert f"{described['kernel']}(" in (artifact.folder / artifact.files[0]).read_text()
+        assert (artifact.folder / artifact.files[1]).read_bytes().startswith(b"\x7fELF")
+        names = [p["name"] for p in described["parameters"] if p["role"] in ("input", "state", "output")]
+        assert len(names) == len(set(names)) >= len(program.outputs) + len(program.states)
+
+
+def test_an_unknown_gpu_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="sm_90"):
+        built("gpu", mamba_block(), tmp_path, arch="sm_1")
+
+
+@pytest.mark.parametrize(
+    ("arch", "device", "runs"),
+    [("sm_80", "sm_86", True), ("sm_90", "sm_86", False), ("sm_90", "sm_90", True), ("sm_90a", "sm_90", True),
+     ("sm_90a", "sm_100", False), ("sm_90", "sm_100", False), ("sm_100", "sm_103", True)],
+)  # fmt: skip
+def test_which_machine_code_runs_on_which_gpu(arch: str, device: str, runs: bool) -> None:
+    assert runs_on(arch, device) is runs
+
+
+def has_gpu() -> bool:
+    try:
+        Device()
+    except NotHere:
+        return False
+    return True
+
+
+def test_without_a_gpu_the_reason_is_given(tmp_path: Path) -> None:
+    if has_gpu():
+        pytest.skip("not run: this machine has a GPU")
+    artifact = built("gpu", mamba_block(), tmp_path)
+    with pytest.raises(NotHere, match="compiled, no GPU"):
+        target("gpu").start(artifact, tmp_path, traced=False)
+
+
+def test_on_a_gpu_every_op_and_primitive_is_exact(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if not has_gpu():
+        pytest.skip("not run: no GPU")
+    ops, programs = primitive_programs()
+    for key, op in ops.items():
+        monkeypatch.setitem(OPS, key, op)
+    arch = Device().arch
+    for program in (every_case(), mamba_block(), *programs):
+        vectors = list(golden(program))
+        if program in programs:
+            inputs = primitive_vectors(program)
+            vectors.append(Vectors("primitives", "every pair", inputs, *interpret(program, inputs)))
+        (row,) = verify(program, ["gpu"], vectors, Options(arch=arch)).rows
+        assert row.status == EXACT, f"{row.reason}\n{row.divergence}"
+
+
+def test_importing_the_targets_does_not_import_tvm() -> None:
+    code = "import sys, isobit.targets.cpu.target, isobit.targets.gpu.target; sys.exit('tvm' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,265 @@
+"""Files that `load` refuses: each message names the file, what was expected, what was got, and what to do."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from isobit.export.onnx.emit import emit, serialized, to_bytes
+from isobit.export.onnx.load import load, save
+from isobit.quant.errors import InputError
+from isobit.quant.ops import OPS
+from isobit.quant.program import Program
+from isobit.quant.vectors import case_program, join
+
+
+def program() -> Program:
+    ops = ("matmul", "linear_recurrence", "step_count", "mean", "causal_conv1d", "requantize")
+    return join("program", [case_program(op, OPS[op].cases[0], op) for op in ops])
+
+
+def edited(edit: Callable[[onnx.ModelProto], object]) -> bytes:
+    model = emit(program())
+    edit(model)
+    return serialized(model)
+
+
+def function(model: onnx.ModelProto, name: str) -> onnx.FunctionProto:
+    return next(f for f in model.functions if f.name == name)
+
+
+def attribute(node: onnx.NodeProto, name: str) -> onnx.AttributeProto:
+    return next(a for a in node.attribute if a.name == name)
+
+
+def metadata(model: onnx.ModelProto, key: str) -> onnx.StringStringEntryProto:
+    return next(p for p in model.metadata_props if p.key == key)
+
+
+def change_a_shift(model: onnx.ModelProto) -> None:
+    """Every output of the body halves; nodes, weights and metadata stay as they are."""
+    body = function(model, "requantize__1").node
+    constant = next(n for n in body if n.op_type == "Constant" and n.attribute[0].t.data_type == TensorProto.UINT64)
+    shift = numpy_helper.to_array(constant.attribute[0].t)
+    constant.attribute[0].t.CopyFrom(numpy_helper.from_array(shift + 1))
+
+
+def change_a_weight(model: onnx.ModelProto) -> None:
+    weight = model.graph.initializer[0]
+    weight.raw_data = bytes([weight.raw_data[0] ^ 1]) + weight.raw_data[1:]
+
+
+def move_a_weight_out(model: onnx.ModelProto) -> None:
+    weight = model.graph.initializer[0]
+    weight.data_location = TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="../../etc/passwd")
+    weight.ClearField("raw_data")
+
+
+def claim_a_huge_weight(model: onnx.ModelProto) -> None:
+    model.graph.initializer[0].dims[:] = [1 << 40, 1 << 40]
+
+
+def claim_negative_sizes(model: onnx.ModelProto) -> None:
+    sizes = model.graph.initializer[0].dims
+    sizes[:] = [-d for d in sizes]
+
+
+def set_metadata(key: str, value: str) -> Callable[[onnx.ModelProto], None]:
+    def edit(model: onnx.ModelProto) -> None:
+        metadata(model, key).value = value
+
+    return edit
+
+
+def set_attribute(name: str, **value: object) -> Callable[[onnx.ModelProto], None]:
+    def edit(model: onnx.ModelProto) -> None:
+        a = attribute(model.graph.node[0], name)
+        a.CopyFrom(helper.make_attribute(name, value["to"]))
+
+    return edit
+
+
+REWRITE = "write it again with `isobit quantize`"
+
+EDITS: dict[str, tuple[Callable[[onnx.ModelProto], object], str]] = {
+    "a body": (change_a_shift, "function requantize__1 was edited or is missing"),
+    "a missing function": (lambda m: m.functions.pop(), "function requantize__1 was edited or is missing"),
+    "a new function": (lambda m: m.functions.append(m.functions[0]), "function matmul__1 was edited"),
+    "a weight": (change_a_weight, "have digest .*, the one it carries is"),
+    "a parameter": (set_attribute("acc", to=64), "have digest"),
+    "a layer's name": (set_attribute("loc", to="elsewhere"), "have digest"),
+    "a scale": (set_attribute("scale", to="0.5"), "have digest"),
+    "a scale that is none": (set_attribute("scale", to="half"), "does not describe a program .*half"),
+    "a float parameter": (set_attribute("acc", to=32.0), "have digest"),
+    "a number for a string": (set_attribute("index", to=3), "node matmul.y lacks attribute index"),
+    "an unknown function": (
+        lambda m: m.graph.node[0].MergeFrom(onnx.NodeProto(op_type="Relu", domain="")),
+        r"node matmul.y calls \.Relu, not a function of isobit",
+    ),
+    "a missing node": (lambda m: m.graph.node.pop(), "have digest"),
+    "a called name": (
+        lambda m: m.graph.node[0].MergeFrom(onnx.NodeProto(op_type="matmul__2")),
+        "node matmul.y was edited or is missing",
+    ),
+    "an operand of the Scan that keeps time": (
+        lambda m: m.graph.node[2].input.__setitem__(0, "mean.x0"),
+        "node step_count.y was edited",
+    ),
+    "an output's shape": (
+        lambda m: (
+            m.graph.output[0].type.tensor_type.shape.dim[2].MergeFrom(onnx.TensorShapeProto.Dimension(dim_value=6))
+        ),
+        "output matmul.y was edited",
+    ),
+    "an element type": (
+        lambda m: m.graph.input[0].type.tensor_type.MergeFrom(onnx.TypeProto.Tensor(elem_type=TensorProto.FLOAT)),
+        "has ONNX element type 1",
+    ),
+    "a narrow element type": (set_metadata("isobit.elements", '{"matmul.x0": "u40"}'), "matmul.x0 holds u40"),
+    "a broken element type": (set_metadata("isobit.elements", '{"matmul.x0": "q40"}'), "element type 'q40'"),
+    "metadata that is not JSON": (set_metadata("isobit.scales", "{"), "does not describe a program"),
+    "metadata of another kind": (set_metadata("isobit.scales", "[]"), "isobit.scales is not a JSON object"),
+    "deep metadata": (set_metadata("isobit.scales", "[" * 100_000), "does not describe a program"),
+    "an initial value": (
+        set_metadata(
+            "isobit.initial", '{"linear_recurrence.state": 1, "step_count.state": 0, "causal_conv1d.state": 0}'
+        ),
+        "have digest",
+    ),
+    "no initial values": (set_metadata("isobit.initial", "{}"), "lacks an owner or an initial value"),
+    "external data": (move_a_weight_out, "lies in another file"),
+    "a huge weight": (claim_a_huge_weight, "takes 1208925819614629174706176 bytes, got 95"),
+    "negative sizes": (claim_negative_sizes, "of shape .* takes"),
+    "the producer": (lambda m: setattr(m, "producer_name", "other"), "edited outside of its functions and nodes"),
+    "the opset": (
+        lambda m: m.opset_import[0].MergeFrom(onnx.OperatorSetIdProto(version=22)),
+        "edited outside of its functions and nodes",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edited_file(name: str, tmp_path: Path) -> None:
+    edit, message = EDITS[name]
+    path = tmp_path / "edited.onnx"
+    path.write_bytes(edited(edit))
+    with pytest.raises(InputError, match=message) as error:
+        load(path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert str(error.value).endswith(REWRITE)
+
+
+def test_a_digest_that_was_made_to_match(tmp_path: Path) -> None:
+    """An accumulator that is too narrow: the digest is right, the check is not passed."""
+    from dataclasses import replace
+
+    p = program()
+    narrow = replace(p.nodes[0], params=(("acc", 8),))
+    wrong = replace(p, nodes=(narrow, *p.nodes[1:]))
+
+    def edit(model: onnx.ModelProto) -> None:
+        set_attribute("acc", to=8)(model)
+        set_metadata("isobit.digest", wrong.digest)(model)
+
+    with pytest.raises(InputError, match=r"does not pass the check: .*its accumulator can reach"):
+        load(edited(edit))
+
+
+def test_documentation_may_differ() -> None:
+    """A reworded docstring of an op leaves the files of earlier versions readable."""
+    assert load(edited(lambda m: setattr(m.functions[0], "doc_string", "another"))) == program()
+
+
+@pytest.mark.parametrize("version", ["2", "", "\x00"])
+def test_an_unknown_version(version: str) -> None:
+    with pytest.raises(InputError, match="expected format version 1, got"):
+        load(edited(set_metadata("isobit.version", version)))
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere\.onnx: there is no such file; write one with"):
+        load(tmp_path / "nowhere.onnx")
+
+
+def test_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="expected an .onnx file, got a folder"):
+        load(tmp_path)
+
+
+def test_a_name_that_no_file_can_have() -> None:
+    with pytest.raises(InputError, match="cannot be read"):
+        load("a\0b.onnx")
+
+
+@pytest.mark.parametrize("data", [b"not onnx", b"\x00" * 64, b"PK\x03\x04" + b"zip" * 40])
+def test_another_kind_of_file(data: bytes) -> None:
+    with pytest.raises(InputError, match="expected an .onnx file, got .* bytes that are none"):
+        load(data)
+
+
+def test_an_empty_file() -> None:
+    with pytest.raises(InputError, match="expected a file written by isobit"):
+        load(b"")
+
+
+def test_a_model_of_another_tool() -> None:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
+    model = helper.make_model(helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y]))
+    with pytest.raises(InputError, match=r"expected a file written by isobit, .*; quantize the float model"):
+        load(serialized(model))
+
+
+def test_a_truncated_file() -> None:
+    data = to_bytes(program())
+    for length in range(len(data)):
+        with pytest.raises(InputError):
+            load(data[:length])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_bytes_give_a_traceback_or_another_program(seed: int) -> None:
+    rng, expected = random.Random(seed), program()
+    data = to_bytes(expected)
+    for _ in range(1500):
+        changed = bytearray(data)
+        start, end = sorted(rng.choices(range(len(data)), k=2))
+        match rng.randrange(5):
+            case 0:
+                changed[start] ^= 1 << rng.randrange(8)
+            case 1:
+                for at in rng.choices(range(len(data)), k=rng.choice([1, 3, 20])):
+                    changed[at] = rng.randrange(256)
+            case 2:
+                del changed[start:end]
+            case 3:
+                changed[end:end] = changed[start:end]
+            case 4:
+                changed[start:end] = bytes(end - start)
+        try:
+            got = load(bytes(changed))
+        except InputError:
+            continue
+        assert got == expected
+
+
+def test_save_leaves_nothing_half_written(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be written"):
+        save(program(), tmp_path / "missing" / "m.onnx")
+    (tmp_path / "folder.onnx").mkdir()
+    with pytest.raises(InputError, match="cannot be written"):
+        save(program(), tmp_path / "folder.onnx")
+    assert [p.name for p in tmp_path.iterdir()] == ["folder.onnx"]
+
+
+def test_weights_load_as_they_were() -> None:
+    loaded = load(to_bytes(program()))
+    for constant in program().constants:
+        np.testing.assert_array_equal(loaded.constant[constant.name].array, constant.array)
