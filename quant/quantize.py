@@ -14,7 +14,7 @@ from isobit.quant.calibrate.observe import Calibration, check_array, check_sampl
 from isobit.quant.capture.graph import Floats, Graph
 from isobit.quant.errors import InputError
 from isobit.quant.interpret import interpret
-from isobit.quant.lower.edges import InputSpec, quantize_input
+from isobit.quant.lower.edges import InputSpec, input_spec, quantize_input
 from isobit.quant.lower.lower import lower
 from isobit.quant.lower.quantity import OUTPUT
 from isobit.quant.program import Array, Arrays, Program
@@ -23,8 +23,20 @@ from isobit.quant.recipe import recipe_named
 if TYPE_CHECKING:
     from torch import nn
 
-Progress = Callable[[str, float], None]
-"""Called with a stage, capture, calibrate or lower, and the part of it that is done, 0 to 1."""
+__all__ = [
+    "InputSpec",
+    "Quantized",
+    "input_spec",
+    "layer_snr",
+    "program_inputs",
+    "quantize",
+    "quantize_input",
+    "real_samples",
+    "snr",
+]
+
+Progress = Callable[[str], None]
+"""Called with what is being done, for people."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,18 +67,16 @@ def quantize(
     """
     from isobit.quant.capture.capture import capture, disagreement
 
-    report = progress or (lambda stage, done: None)
+    report = progress or (lambda stage: None)
     spec, bits = input or InputSpec(), recipe_named(recipe)
-    report("capture", 0.0)
+    report("capture the graph")
     graph = capture(module, check_array(calibration, "calibration").shape, name)
     x = real_samples(calibration, graph, spec)
-    report("capture", 1.0)
-    ranges = observe(graph, x, lambda done: report("calibrate", done))
+    ranges = observe(graph, x, lambda done: report(f"calibrate on {len(x)} samples: {done:.0%}"))
     error = disagreement(graph, module, x)
-    report("lower", 0.0)
+    report("lower and check")
     steps = x.shape[1] if t_max is None else t_max
     program = lower(graph, ranges, bits, name, spec, steps)
-    report("lower", 1.0)
     return Quantized(
         program, graph, ranges, {"recipe": recipe, "samples": len(x), "t_max": steps, "capture_error": error}
     )
@@ -91,14 +101,17 @@ def program_inputs(program: Program, x: Floats) -> Arrays:
     return {entry.name: quantize_input(x, entry.type.scale, entry.type.elem)}
 
 
-def layer_snr(quantized: Quantized, x: Floats) -> dict[str, float]:
-    """Signal-to-noise ratio in dB of every node that stands for a value of the float graph, in order, on samples x."""
+def layer_snr(program: Program, graph: Graph, x: Floats) -> dict[str, float]:
+    """Signal-to-noise ratio in dB of every node that stands for a value of the float graph, in order.
+
+    x: (B, T, channels), in the model's own units.
+    """
     taps: Arrays = {}
-    interpret(quantized.program, program_inputs(quantized.program, x), taps=taps)
-    values = evaluate(quantized.graph, x)
+    interpret(program, program_inputs(program, x), taps=taps)
+    values = evaluate(graph, x)
     result = {}
-    for n in quantized.program.nodes:
-        v = quantized.graph.output if n.output == OUTPUT else n.output
+    for n in program.nodes:
+        v = graph.output if n.output == OUTPUT else n.output
         v = v if v in values else re.sub(r"\.(acc|q\d+)$", "", v)
         if n.scale is not None and v in values:
             result[n.output] = snr(values[v], taps[n.output], n.scale)

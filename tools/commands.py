@@ -10,8 +10,8 @@ import numpy as np
 
 from isobit.export.onnx.load import load, save
 from isobit.quant.errors import InputError
-from isobit.quant.lower.edges import quantize_input
-from isobit.quant.program import Arrays, Program
+from isobit.quant.lower.edges import InputSpec, quantize_input
+from isobit.quant.program import Arrays, IntType, Program
 from isobit.quant.vectors import Vectors, golden
 from isobit.targets.files import write_file
 from isobit.targets.target import TARGETS, Options, target
@@ -35,7 +35,7 @@ def quantize_command(
     if out.suffix != ".onnx":
         raise InputError(f"{out}: expected a file name that ends in .onnx")
     from isobit.quant.capture.factory import load_model
-    from isobit.quant.quantize import input_spec, quantize
+    from isobit.quant.quantize import quantize
 
     with show.progress(as_json) as tell:
         tell(f"load {model}")
@@ -49,6 +49,16 @@ def quantize_command(
         show.print_json(facts)
     else:
         show.print_table(f"{name}: quantized to {recipe}", ("fact", "value"), list(facts.items()))
+
+
+def input_spec(samples: Any, scale: float | None, where: str) -> InputSpec:
+    """Floats, or with `scale` the integers of the array's own type."""
+    if scale is None:
+        return InputSpec()
+    if samples.dtype not in (np.int8, np.uint8, np.int16, np.uint16):
+        raise InputError(f"{where}: array x: --input-scale expects int8, uint8, int16 or uint16, got {samples.dtype}")
+    bits = 8 * samples.dtype.itemsize
+    return InputSpec(IntType(bits, signed=samples.dtype.kind == "i"), scale)
 
 
 def options_of(on: str, arch: str | None = None) -> tuple[str, Options]:
@@ -163,7 +173,10 @@ def to_integers(p: Program, x: Any, raw: bool, where: str) -> Any:
             raise InputError(f"{where}: array x: --raw expects integers, got {x.dtype}")
         return x.astype(np.int64)
     assert i.type.scale is not None
-    return quantize_input(x, i.type.scale, i.type.elem, where)
+    try:
+        return quantize_input(x, i.type.scale, i.type.elem)
+    except InputError as e:
+        raise InputError(f"{where}: {e}") from None
 
 
 def run_command(program: Path, on: str, data: Path, raw: bool, out: Path) -> None:
@@ -206,6 +219,46 @@ def accuracy_command(program: Path, data: Path, on: str, raw: bool, as_json: boo
 def correct(logits: Any, labels: Any) -> int:
     """How often the largest output of the last step is the label's."""
     return int((logits[:, -1].argmax(-1) == labels).sum())
+
+
+def inspect_command(
+    program: Path, data: Path | None, model: str | None, weights: Path | None, raw: bool, as_json: bool
+) -> None:
+    from isobit.quant.facts import node_facts, totals
+
+    p = load(program)
+    rows = node_facts(p)
+    ranked: dict[str, float] = {}
+    if data is not None:
+        if model is None:
+            raise InputError("--data compares with the float model: name it with --model, as for quantize")
+        ranked = layers_by_snr(p, read_arrays(data, ("x",))["x"], model, weights, raw, str(data))
+    if as_json:
+        show.print_json({"totals": totals(p), "nodes": [vars(r) for r in rows], "snr_db": ranked})
+        return
+    columns = ("layer", "op", "value", "bits", "widest", "acc", "MACs", "weights", "state")
+    cells = [
+        [r.loc, r.op, r.node.removeprefix(f"{r.loc}."), f"{r.bits} in {r.stored}", r.widest, f"{r.used} of {r.acc}" if r.acc else "",
+         r.macs or "", r.weights or "", r.state or ""]
+        for r in rows
+    ]  # fmt: skip
+    show.print_table(p.name, columns, cells, right=("widest", "MACs", "weights", "state"))
+    show.print_table("", ("total", ""), list(totals(p).items()))
+    if ranked:
+        show.print_table("Signal-to-noise ratio against float, worst first", ("value", "dB"), [[k, f"{v:.1f}"] for k, v in ranked.items()], right=("dB",))
+
+
+def layers_by_snr(p: Program, x: Any, model: str, weights: Path | None, raw: bool, where: str) -> dict[str, float]:
+    """Node -> signal-to-noise ratio in dB against the float model, worst first."""
+    from isobit.quant.capture.capture import capture
+    from isobit.quant.capture.factory import load_model
+    from isobit.quant.quantize import layer_snr
+
+    to_integers(p, x, raw, where)
+    scale = p.inputs[0].type.scale
+    real = x * scale if raw else x
+    graph = capture(load_model(model, weights), x.shape, p.name)
+    return dict(sorted(layer_snr(p, graph, real).items(), key=lambda item: item[1]))
 
 
 def targets_command(as_json: bool) -> None:

@@ -13,7 +13,7 @@ from isobit.quant.program import Program
 from isobit.quant.vectors import golden
 from isobit.targets.verify import Verified, target_names, verify
 from isobit.tools import show
-from isobit.tools.commands import correct, exit_code
+from isobit.tools.commands import correct, exit_code, input_spec
 
 
 def run_demo(out: Path, targets: str, as_json: bool) -> int:
@@ -23,7 +23,7 @@ def run_demo(out: Path, targets: str, as_json: bool) -> int:
     with show.progress(as_json) as tell:
         tell("load the trained model and the digits")
         from isobit.quant.calibrate.observe import float_outputs
-        from isobit.quant.quantize import input_spec, quantize
+        from isobit.quant.quantize import quantize
         from isobit.quant.zoo import digits
 
         data, module = digits.data(), digits.load()
@@ -32,6 +32,7 @@ def run_demo(out: Path, targets: str, as_json: bool) -> int:
         quantized = quantize(module, data.calibration.x, "w8a8", name="digits", input=spec, t_max=8, progress=tell)
         path = out / "digits.onnx"
         tell(f"write {path} and read it back")
+        out.mkdir(parents=True, exist_ok=True)
         save(quantized.program, path)
         program = load(path)
         if program.digest != quantized.program.digest:

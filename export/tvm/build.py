@@ -34,7 +34,7 @@ def host_cpu() -> str:
 
 
 def llvm_target(cpu: str) -> dict[str, str]:
-    """TVM's description of a Linux machine of this architecture with this CPU.  Raises InputError for an unknown CPU."""
+    """TVM's description of a Linux machine of this architecture with this CPU; raises InputError for an unknown one."""
     target = {"kind": "llvm", "mcpu": cpu, "mtriple": f"{platform.machine()}-linux-gnu"}
     if not tvm.get_global_func("target.llvm_is_valid_cpu")(cpu, target["mtriple"]):
         raise InputError(f"LLVM knows no {platform.machine()} CPU '{cpu}'; this machine's is '{host_cpu()}'")
@@ -91,11 +91,19 @@ def compiled(function: Function, cpu: str) -> Any:
 
 
 def link(module: Any, path: Path) -> None:
-    """Write a shared library; a file at `path` is replaced whole, so that a process that has it loaded keeps its own."""
+    """Write a shared library; a file at `path` is replaced whole: a process that has it loaded keeps its own."""
     linker = find("gcc", LINKER_HINT)
     with TemporaryDirectory(dir=path.parent, prefix=".link") as folder:
         module.write_to_file(str(Path(folder, "sequence.o")))
-        command = [linker, "-shared", "-o", "sequence.so", "sequence.o", "-Wl,--build-id=none", "-Wl,-O1"]
+        command: list[str | Path] = [
+            linker,
+            "-shared",
+            "-o",
+            "sequence.so",
+            "sequence.o",
+            "-Wl,--build-id=none",
+            "-Wl,-O1",
+        ]
         run(command, Path(folder), LINK_SECONDS, f"link {path.name}")
         os.replace(Path(folder, "sequence.so"), path)
 

@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 import tvm
 from tvm import tirx
-from tvm.target import Target
 from tvm.tirx.build import split_host_device_mods
 
 from isobit.export.tvm.build import lowered

@@ -1,6 +1,6 @@
 """Prints a traced definition as TIR: 32-bit arithmetic where the intervals prove it enough, 64-bit where not.
 
-Every node has one form and one width, and no pass of `build` rewrites arithmetic: LLVM and NVRTC compile what is printed.
+Every node has one form and one width, and no pass of `build` rewrites arithmetic: what is printed is compiled.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Block:
 
 
 def expression(traced: Traced, operands: list[Expr], block: Block) -> Expr:
-    """`traced` on `operands`, as an expression of the result's word; named and shared values become scalars of `block`."""
+    """`traced` on `operands`, in the result's word; its named and its shared values become scalars of `block`."""
     return _Printer(traced, block).print(operands)
 
 

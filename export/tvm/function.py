@@ -1,9 +1,9 @@
 """Prints a Nest as one TIR function, `sequence(inputs, states, outputs, [traces], [workspace])`.
 
-Inputs and outputs are (B, T, *shape), states (B, *shape) and updated in place; B and T >= 1 are read from the arguments'
-shapes, and `step` is the same function called with T = 1.  On the CPU the batch loop is parallel and all others are
-plain loops, which LLVM vectorizes.  On the GPU one block of threads runs a batch element through all of its time; the
-threads share the elements of a kernel's output and meet after every kernel.
+Inputs and outputs are (B, T, *shape), states (B, *shape) and updated in place; B and T >= 1 are read from the shapes of
+the arguments, and `step` is the same function called with T = 1.  On the CPU the batch loop is parallel and all others
+are plain loops, which LLVM vectorizes.  On the GPU one block of threads runs a batch element through all of its time;
+the threads share the elements of a kernel's output and meet after every kernel.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ STACK_BYTES = 1 << 18
 """Scratch of one batch element that may live on a CPU thread's stack; beyond it the runtime allocates."""
 
 SHARED_BYTES = 40 << 10
-"""Scratch that may live in a GPU block's shared memory, of which every architecture has 48 KiB; the rest is workspace."""
+"""Scratch that may live in a GPU block's shared memory, at least 48 KiB everywhere; the rest is workspace."""
 
 
 @dataclass(frozen=True)
 class Function:
-    """A printed Nest.  prim: the function; constants: arrays that it asks for by name, to be embedded by the compiler."""
+    """A printed Nest.  prim: the function; constants: arrays that it asks for by name, for the compiler to embed."""
 
     prim: tirx.PrimFunc
     parameters: tuple[Parameter, ...]
@@ -146,7 +146,7 @@ class _Printer:
         found += [parameter(o, "output", ("B", "T")) for o in program.outputs]
         if self.traced:
             for n in self.nest.order:
-                shape = ("B", "T", *self.nest.checked.types[n.output].dims)
+                shape: tuple[int | str, ...] = ("B", "T", *self.nest.checked.types[n.output].dims)
                 found.append(Parameter(f"trace_{identifier(n.output)}", n.output, "trace", "int64", shape))
         return tuple(found + [parameter(v, "workspace", ("B",)) for v in workspace])
 

@@ -1,4 +1,4 @@
-"""NVRTC, NVIDIA's run-time compiler, through ctypes: machine code from CUDA source without nvcc or a GPU.  Needs no TVM."""
+"""NVRTC, NVIDIA's run-time compiler, through ctypes: machine code from CUDA source without nvcc, a GPU or TVM."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Nvrtc:
         return [f"sm_{n}" for n in found]
 
     def cubin(self, text: str, arch: str) -> bytes:
-        """Machine code for one architecture, the same bytes for the same source.  Raises InputError for an unknown one."""
+        """Machine code for one architecture, the same bytes for the same source; raises InputError for one unknown."""
         if not re.fullmatch(r"sm_\d+[af]?", arch) or arch.rstrip("af") not in self.architectures:
             raise InputError(f"GPU architecture '{arch}': NVRTC {self.version} knows {', '.join(self.architectures)}")
         program = ctypes.c_void_p()

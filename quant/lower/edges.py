@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from isobit.quant.errors import InputError
+from isobit.quant.expr.interval import Interval
 from isobit.quant.program import Array, IntType
 
 
@@ -32,9 +33,22 @@ class InputSpec:
             raise InputError(f"input of {self.elem}: expected at most 16 bits")
 
 
-def quantize_input(x: npt.ArrayLike, scale: float, elem: IntType) -> Array:
+def input_spec(samples: npt.ArrayLike, scale: float | None, source: str = "calibration") -> InputSpec:
+    """Floats if `scale` is None; else integers of the smallest type that holds `samples`, an array of integers."""
+    if scale is None:
+        return InputSpec()
+    codes = np.asarray(samples)
+    if not np.issubdtype(codes.dtype, np.integer) or codes.size == 0:
+        raise InputError(
+            f"{source}: with an input scale, expected an array of integers, got {codes.dtype}, {codes.shape}"
+        )
+    known = Interval(int(codes.min()), int(codes.max()))
+    return InputSpec(IntType(known.bits) if known.lo < 0 else IntType(max(1, known.bits - 1), signed=False), scale)
+
+
+def quantize_input(x: npt.ArrayLike, scale: float, elem: IntType, source: str = "input") -> Array:
     """floor(x/scale + 0.5) in float64, saturated to `elem`; infinities saturate, NaN is an InputError."""
     values = np.asarray(x, np.float64)
     if bad := int(np.isnan(values).sum()):
-        raise InputError(f"input: {bad} of {values.size} values are NaN, expected none")
+        raise InputError(f"{source}: {bad} of {values.size} values are NaN, expected none")
     return np.clip(np.floor(values / scale + 0.5), elem.range.lo, elem.range.hi).astype(np.int64)

@@ -70,6 +70,7 @@ class Functions:
 
     def __init__(self, nest: Nest) -> None:
         self.nest = nest
+        self.values = {identifier(v) for v in (*nest.checked.types, *nest.program.state)}
         self.tables: dict[tuple[int, ...], str] = {}
         self.functions: dict[tuple[object, ...], str] = {}
         self.text: list[str] = []
@@ -120,6 +121,7 @@ class Functions:
         if (family, *key) not in self.functions:
             unique = self.variants[family] == 1
             name = family if unique else f"{family}_{identifier(apply.node.output)}"
+            name = f"{name}_scalar" if name in self.values else name
             self.functions[(family, *key)] = name
             self.text += self._definition(name, apply, body, lines)
         return self.functions[(family, *key)]

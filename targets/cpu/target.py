@@ -35,9 +35,10 @@ def probe() -> str:
 
 
 def build(program: Program, folder: Path, options: Options) -> Artifact:
-    """Write NAME.so, NAME.tir.py (the function as TVM script) and NAME.json (its parameters), for the LLVM CPU options.arch.
+    """Write NAME.so, NAME.tir.py (the function as TVM script) and NAME.json (its parameters), for the CPU options.arch.
 
-    Weights are inside the library.  The same Program and CPU give the same bytes; the default is this machine's CPU.
+    Weights are inside the library.  The same Program and CPU give the same bytes; the default, in LLVM's names, is this
+    machine's.
     """
     probe()
     from isobit.export.tvm import build as tvm_build

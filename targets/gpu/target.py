@@ -45,7 +45,7 @@ def build(program: Program, folder: Path, options: Options) -> Artifact:
     name, arch = identifier(program.name), options.arch or DEFAULT_ARCH
     made = compiled(program, arch, traced=False)
     launch = {"arch": arch, "kernel": made.kernel, "blocks": "B", "threads": made.threads, "tvm": tvm_version()}
-    files = {
+    files: dict[str, str | bytes] = {
         f"{name}.cu": made.text,
         f"{name}.cubin": made.cubin,
         f"{name}.json": description(program, made.parameters, launch),

@@ -54,9 +54,8 @@ class Text:
 
 
 def is_inline(traced: Traced) -> bool:
-    """Of one operation at most, and of all its operands: not worth a function."""
-    operations = sum(n.op not in ("const", "var") for n in traced.nodes)
-    return operations <= 1 and all(o in traced.nodes for o in traced.operands)
+    """Of one operation at most: not worth a function."""
+    return sum(n.op not in ("const", "var") for n in traced.nodes) <= 1
 
 
 def table_width(values: Sequence[int]) -> int:
@@ -73,15 +72,13 @@ def function(name: str, notes: Sequence[str], traced: Traced, tables: Mapping[tu
     """The graph as an inlined function below comment lines `notes`; its own comments give every value's interval."""
     names = Names(tables.values())
     operands = [names.fresh(o.name) for o in traced.operands]
-    params = [
-        f"{ap(o.bits)} {text}" if o in traced.nodes else ap(o.bits)
-        for o, text in zip(traced.operands, operands, strict=True)
-    ]
+    used = {text: o for o, text in zip(traced.operands, operands, strict=True) if o in traced.nodes}
+    params = ", ".join(f"{ap(o.bits)} {text}" for text, o in used.items())
     printer = _Printer(traced, operands, tables, names)
     lines = printer.statements()
-    ranges = [f"{text} in {o.range}" for o, text in zip(traced.operands, operands, strict=True) if o in traced.nodes]
-    head = [*notes, *([comment(", ".join(ranges))] if ranges else [])]
-    signature = wrapped(f"static {ap(traced.range.bits)} {name}({', '.join(params)}) {{")
+    ranges = ", ".join(f"{text} in {o.range}" for text, o in used.items())
+    head = [*notes, *([comment(ranges)] if ranges else [])]
+    signature = wrapped(f"static {ap(traced.range.bits)} {name}({params}) {{")
     return "\n".join([*head, signature, "#pragma HLS INLINE", *lines, "}"])
 
 

@@ -8,9 +8,10 @@ from importlib import resources
 
 from isobit.quant.program import Program
 from isobit.targets.hls.expression import table_width
-from isobit.targets.hls.kernels import Unit, is_pipelined, is_unrolled, walk
+from isobit.targets.hls.kernels import kernel_text
 from isobit.targets.hls.testbench import golden_header, testbench
 from isobit.targets.hls.text import Names, ap, comment, commented, initialised, literal, wrapped
+from isobit.targets.hls.unit import Unit, is_pipelined, is_unrolled, walk
 from isobit.targets.nest import Kernel, Loop, nest
 
 GXX = "g++ -std=c++14 -O1 -Wall -Wextra -Wno-unknown-pragmas -I. -Icsim"
@@ -119,7 +120,7 @@ class Package:
 
     def source(self) -> str:
         functions = [self.unit.function_text(f) + "\n" for f in self.unit.functions.values()]
-        kernels = [self.unit.kernel_text(k) + "\n" for k in self.nest.kernels]
+        kernels = [kernel_text(self.unit, k) + "\n" for k in self.nest.kernels]
         return "\n".join(
             [
                 self.about,

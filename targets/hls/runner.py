@@ -11,9 +11,9 @@ from isobit.quant.errors import InputError
 from isobit.quant.interpret import checked_inputs
 from isobit.quant.program import Array, Arrays, Program
 from isobit.targets import toolchain
-from isobit.targets.hls.kernels import Unit
 from isobit.targets.hls.testbench import per_sequence, per_step
 from isobit.targets.hls.text import ap
+from isobit.targets.hls.unit import Unit
 from isobit.targets.target import Run
 
 RECORD = np.dtype([("node", "<i4"), ("index", "<i4"), ("value", "<i8")])

@@ -8,9 +8,9 @@ from pathlib import Path
 from isobit.quant.program import Program
 from isobit.targets import toolchain
 from isobit.targets.files import write_files
-from isobit.targets.hls.kernels import applied, walk
 from isobit.targets.hls.package import Package
 from isobit.targets.hls.runner import HlsSession, runner
+from isobit.targets.hls.unit import applied, walk
 from isobit.targets.target import Artifact, Options
 
 INSTALL = "apt-get install g++"

@@ -25,6 +25,9 @@ class Names:
     def __init__(self, taken: Iterable[str] = ()) -> None:
         self.taken = {*RESERVED.split(), *taken}
 
+    def has(self, name: str) -> bool:
+        return name in self.taken
+
     def fresh(self, wanted: str) -> str:
         """`wanted` as an ASCII identifier; with a number behind it where it is taken."""
         base = re.sub(r"[^A-Za-z0-9_]", "_", wanted)

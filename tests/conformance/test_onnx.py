@@ -65,7 +65,7 @@ def test_a_second_runtime(op: str) -> None:
         }
         feeds = {name: x.astype(types[name]) for name, x in {**v.inputs, **start}.items()}
         expected = v.outputs | {next_name(s): x for s, x in v.states.items()}
-        got = evaluator.run(list(expected), feeds)
+        got = list(evaluator.run(list(expected), feeds))
         assert_equal(dict(zip(expected, got, strict=True)), expected)
 
 

@@ -28,7 +28,7 @@ def test_integers_classify_as_well_as_floats(recipe: str, points: float, noise: 
     expected = float_outputs(q.graph, real)[:, -1].argmax(1)
     logits = interpret(q.program, {"x": test.x.astype(np.int64)})[0]["y"][:, -1]
     accuracy, in_float = (100 * np.mean(guess == test.y) for guess in (logits.argmax(1), expected))
-    ratio = layer_snr(q, real)["y"]
+    ratio = layer_snr(q.program, q.graph, real)["y"]
     print(f"{recipe}: {accuracy:.2f} % of {len(test)} in integers, {in_float:.2f} % in float, logits {ratio:.1f} dB")
     assert accuracy >= in_float - points
     assert ratio > noise

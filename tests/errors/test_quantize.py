@@ -17,7 +17,7 @@ from torch.nn import functional
 from isobit.quant.capture.capture import capture, disagreement
 from isobit.quant.capture.factory import load_model
 from isobit.quant.errors import InputError
-from isobit.quant.lower.edges import InputSpec, quantize_input
+from isobit.quant.lower.edges import InputSpec, input_spec, quantize_input
 from isobit.quant.nn import CausalConv1d, SelectiveRecurrence
 from isobit.quant.program import IntType
 from isobit.quant.quantize import quantize
@@ -189,6 +189,8 @@ def test_settings() -> None:
     for elem, scale in ((IntType(8), None), (None, 0.5), (IntType(8), 0.3), (IntType(8), -0.5), (IntType(17), 0.5)):
         with pytest.raises(InputError, match="input"):
             InputSpec(elem, scale)
+    with pytest.raises(InputError, match="expected an array of integers, got float64"):
+        input_spec(GOOD, 0.5)
     with pytest.raises(InputError, match="1 of 2 values are NaN"):
         quantize_input([0.0, np.nan], 1.0, IntType(8))
 

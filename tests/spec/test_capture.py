@@ -73,7 +73,8 @@ class Corners(nn.Module):
         a, b = h.chunk(2, dim=-1)
         _, c, d = h.split([2, 4, 2], dim=-1)
         weight = torch.cat([self.y.weight[:2, :2], self.y.weight[:2, :2]])
-        return 0.5 * (a * b) + c * functional.silu(functional.linear(d, weight))
+        out: Tensor = 0.5 * (a * b) + c * functional.silu(functional.linear(d, weight))
+        return out
 
 
 def test_corners_of_the_operators() -> None:

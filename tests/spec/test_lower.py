@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from isobit.quant.capture.graph import Floats
 from isobit.quant.interpret import interpret
-from isobit.quant.lower.edges import InputSpec, quantize_input
+from isobit.quant.lower.edges import InputSpec, input_spec, quantize_input
 from isobit.quant.nn import CausalConv1d, RunningMean, SelectiveRecurrence
 from isobit.quant.program import IntType
 from isobit.quant.quantize import Quantized, layer_snr, program_inputs, quantize, snr
@@ -89,7 +89,8 @@ MODELS: list[tuple[str, Callable[[], nn.Module], float, float]] = [
 @pytest.mark.parametrize(("make", "w8a8", "w8a16"), [m[1:] for m in MODELS], ids=[m[0] for m in MODELS])
 def test_noise_against_float(make: Callable[[], nn.Module], w8a8: float, w8a16: float) -> None:
     for recipe, floor in (("w8a8", w8a8), ("w8a16", w8a16)):
-        ratios = layer_snr(quantized(make, recipe), samples(1))
+        q = quantized(make, recipe)
+        ratios = layer_snr(q.program, q.graph, samples(1))
         assert ratios["y"] > floor, ratios
 
 
@@ -115,7 +116,7 @@ def test_a_value_is_settled_once_at_its_widest_and_narrowed_from_there() -> None
 def test_the_output_has_its_own_node_and_scale() -> None:
     q = quantized(lambda: Call(lambda x, a, b: 0.5 * functional.silu(a)))
     assert ops(q)[-2:] == [("silu", "tiny.silu"), ("requantize", "y")]
-    assert layer_snr(q, samples(1))["y"] > 36
+    assert layer_snr(q.program, q.graph, samples(1))["y"] > 36
 
 
 def test_a_value_that_others_read_is_not_added_as_an_accumulator() -> None:
@@ -135,7 +136,7 @@ def test_integers_of_a_sensor_are_operands_as_they_are() -> None:
 def test_wide_integers_of_a_sensor_are_narrowed_for_a_matmul() -> None:
     q = quantized(lambda: nn.Linear(C, 3), input=InputSpec(IntType(12), 2.0**-8))
     assert ops(q)[0] == ("requantize", "x.q8")
-    assert layer_snr(q, samples(1))["y"] > 33
+    assert layer_snr(q.program, q.graph, samples(1))["y"] > 33
 
 
 def test_a_step_at_a_time_gives_the_sequence() -> None:
@@ -171,12 +172,19 @@ def test_layers_without_weights_or_signal_are_lowered() -> None:
 def test_wide_layers_get_a_wider_accumulator() -> None:
     q = quantize(nn.Linear(1200, 2), samples(channels=1200, n=2), "w8a16", name="tiny")
     assert q.program.nodes[0].param["acc"] in (32, 64)
-    assert layer_snr(q, samples(1, 2, 12, 1200))["y"] > 38
+    assert layer_snr(q.program, q.graph, samples(1, 2, 12, 1200))["y"] > 38
 
 
 def test_the_edge_rule() -> None:
     x = np.array([-0.5, 0.5, 1.5, -1.5, 1e9, -1e9, np.inf, 0.49])
     assert quantize_input(x, 1.0, IntType(8)).tolist() == [0, 1, 2, -1, 127, -128, 127, 0]
+
+
+def test_the_type_of_integers_is_the_smallest_that_holds_them() -> None:
+    assert input_spec([0, 16], 0.5) == InputSpec(IntType(5, signed=False), 0.5)
+    assert input_spec([-128, 3], 0.5) == InputSpec(IntType(8), 0.5)
+    assert input_spec([0], 0.5) == InputSpec(IntType(1, signed=False), 0.5)
+    assert input_spec([1.5], None) == InputSpec()
 
 
 def test_snr() -> None:
