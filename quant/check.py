@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
+from functools import lru_cache
+from inspect import Parameter, signature
 
 import numpy as np
 
@@ -43,14 +44,63 @@ class Checked:
         return IntType(n.param["acc"])
 
 
-_checked: WeakKeyDictionary[Program, Checked] = WeakKeyDictionary()
-
-
+@lru_cache(maxsize=16)
 def check(program: Program) -> Checked:
     """Prove the Program well formed and free of overflow, or raise CheckError naming the user's layer and the remedy."""
-    if program not in _checked:
-        _checked[program] = _Checker(program).run()
-    return _checked[program]
+    return _Checker(program).run()
+
+
+def _index_is_well_formed(n: Node) -> None:
+    """The signature's axes: letters, named once in each operand, all of them known to the structure's loops."""
+    labels, structure = n.labels, n.spec.structure
+
+    def refuse(why: str) -> None:
+        raise CheckError(f"index '{n.index}': {why}")
+
+    if len(n.inputs) != len(labels.inputs):
+        refuse(f"it is for {len(labels.inputs)} operands, the node has {len(n.inputs)}")
+    for each in (*labels.inputs, labels.output, labels.state):
+        if each and not (each.isascii() and each.isalpha()):
+            refuse(f"'{each}' is not made of letters")
+        if len(set(each)) < len(each):
+            refuse(f"it names an axis twice in '{each}'")
+        if "t" in each[1:]:
+            refuse("t is time, and comes first")
+    if not labels.output.startswith("t") or "t" in labels.state:
+        refuse("an output has time first, a state has none")
+    known = set("t" + "".join(labels.inputs) + labels.state)
+    if unknown := set(labels.output) - known:
+        refuse(f"no operand has {', '.join(sorted(unknown))}")
+    stateful = structure in (Structure.WINDOW, Structure.RECURRENCE)
+    if stateful != (n.state is not None):
+        raise CheckError(f"{n.op} {'needs a state' if stateful else 'has no state'}, got {n.state}")
+    if structure is Structure.POINTWISE and known - set(labels.output):
+        refuse("a pointwise output has every axis of its operands")
+    if structure is not Structure.RECURRENCE and not any("t" in k for k in labels.inputs):
+        refuse("no operand has time")
+    if structure is Structure.WINDOW and [k.replace("t", "") for k in labels.inputs] != ["c", "cj", "c"]:
+        refuse("a window is tc,cj,c->tc")
+    if structure is Structure.RECURRENCE:
+        inner = "".join(k for k in labels.state if k not in labels.output)
+        if known - {"t"} - set(labels.state) or labels.output[1:] + inner != labels.state:
+            refuse("a recurrence's state has all axes, those of the output first")
+
+
+def _parameters_fit(n: Node) -> None:
+    """The node's parameters are those of its definition, and `acc` where the structure accumulates."""
+    parameters = signature(n.spec.define).parameters.values()
+    wanted = {p.name for p in parameters if p.kind is Parameter.KEYWORD_ONLY}
+    if n.spec.structure is not Structure.POINTWISE:
+        wanted |= set(NOT_PARAMETERS)
+    if wanted != set(n.param):
+        raise CheckError(f"expected parameters {sorted(wanted)}, got {sorted(n.param)}")
+    operands = sum(p.kind is not Parameter.KEYWORD_ONLY for p in parameters)
+    state = n.spec.structure is Structure.RECURRENCE
+    expected = operands - state + (n.spec.readout is not None) + n.spec.start
+    if expected != len(n.inputs):
+        raise CheckError(f"expected {expected} operands, got {len(n.inputs)}")
+    if big := [k for k, v in n.params if abs(v) >= 1 << 63]:
+        raise CheckError(f"parameter {big[0]} does not fit 64 bits")
 
 
 class _Checker:
@@ -73,13 +123,20 @@ class _Checker:
                 self._node(n)
             except (ExprError, CheckError) as e:
                 raise CheckError(f"{where}: {e}") from e
+        made = [n.output for n in self.p.nodes]
         for output in self.p.outputs:
-            if output not in self.c.types:
-                raise CheckError(f"output {output} is not made by any node")
+            if output not in made or self.p.outputs.count(output) > 1:
+                raise CheckError(f"output {output}: expected the value of a node, named once")
         return self.c
 
     def _names_are_unique(self) -> None:
         p = self.p
+        for i in p.inputs:
+            if i.type.shape[:1] != ("T",) or not all(isinstance(d, int) and d > 0 for d in i.type.shape[1:]):
+                raise CheckError(f"input {i.name} has shape {i.type.shape}, expected (T, sizes above 0)")
+        for x in (*p.constants, *p.states):
+            if not all(isinstance(d, int) and d > 0 for d in x.type.shape):
+                raise CheckError(f"{x.name} has shape {x.type.shape}, expected sizes above 0")
         names = [x.name for x in (*p.inputs, *p.constants, *p.states)] + [n.output for n in p.nodes]
         if twice := {k for k in names if names.count(k) > 1} if len(set(names)) < len(names) else set():
             raise CheckError(f"{', '.join(sorted(twice))}: two values have this name")
@@ -90,13 +147,8 @@ class _Checker:
     def _shapes(self, n: Node) -> None:
         """Every index has one size; operands exist before their use."""
         sizes: dict[str, int] = {}
-        if len(n.inputs) != len(n.labels.inputs):
-            raise CheckError(f"index '{n.index}' is for {len(n.labels.inputs)} operands, the node has {len(n.inputs)}")
-        for labels in (*n.labels.inputs, n.labels.output, n.labels.state):
-            if len(set(labels)) < len(labels):
-                raise CheckError(f"index '{n.index}' names an axis twice in '{labels}'")
-        if unknown := set(n.labels.output) - set("t" + "".join(n.labels.inputs) + n.labels.state):
-            raise CheckError(f"index '{n.index}': no operand has {', '.join(sorted(unknown))}")
+        _index_is_well_formed(n)
+        _parameters_fit(n)
 
         def place(name: str, t: TensorType, labels: str) -> None:
             if len(labels) != len(t.shape):
@@ -113,6 +165,8 @@ class _Checker:
             place(name, self.c.types[name], labels)
         if n.state:
             state = self.p.state[n.state].type
+            if self.p.state[n.state].initial not in state.elem.range:
+                raise CheckError(f"state {n.state} starts at {self.p.state[n.state].initial}, {state.elem} does not hold it")
             if n.spec.structure is Structure.RECURRENCE:
                 place(n.state, state, n.labels.state)
             elif state.shape != (ring := (sizes["j"] - 1, sizes["c"])):
@@ -129,8 +183,11 @@ class _Checker:
                 c.ranges[out] = c.bodies[out].range
             case Structure.CONTRACTION | Structure.WINDOW:
                 terms = ranges[:-1] if n.spec.start else ranges
-                if n.state and terms[0] not in self.p.state[n.state].type.elem.range:
-                    raise CheckError(f"state {n.state} holds {self.p.state[n.state].type.elem}, the input is in {terms[0]}")
+                if n.state:
+                    held = self.p.state[n.state].type.elem
+                    if terms[0] not in held.range:
+                        raise CheckError(f"state {n.state} holds {held}, the input is in {terms[0]}")
+                    terms = [held.range, *terms[1:]]
                 c.bodies[out] = self._trace(n.spec.define, terms, params)
                 c.ranges[out] = self._accumulated(n, c.bodies[out].range, ranges[-1] if n.spec.start else Interval(0, 0))
             case Structure.RECURRENCE:
@@ -143,8 +200,6 @@ class _Checker:
         assert n.state is not None
         c, state = self.c, self.p.state[n.state]
         held = state.type.elem.range
-        if state.initial not in held:
-            raise CheckError(f"state {n.state} starts at {state.initial}, its type holds {held}")
         updates, queries = (ranges[:-1], ranges[-1:]) if n.spec.readout else (ranges, [])
         body = c.bodies[n.output] = self._trace(n.spec.define, [held, *updates], params)
         if body.range not in held:
@@ -190,8 +245,10 @@ class _Checker:
         """Exact extremes over channels of sums of products with constant weights (the bound of A2Q, Colbert et al. 2023)."""
         if n.spec.define is not product or n.inputs[1] not in self.p.constant:
             return None
-        w, x = self.p.constant[n.inputs[1]].array.astype(object), self.c.ranges[n.inputs[0]]
+        w, x = self.p.constant[n.inputs[1]].array.astype(object), self.c.bodies[n.output].operands[0].range
         axes = tuple(i for i, k in enumerate(n.labels.inputs[1]) if k in reduced)
+        repeated = [k for k in reduced if k not in n.labels.inputs[1]]
+        w = w * int(np.prod([self.c.sizes[n.output][k] for k in repeated], dtype=object)) if repeated else w
         largest = np.maximum(np.maximum(w * x.hi, w * x.lo), 0).sum(axes)
         least = np.minimum(np.minimum(w * x.hi, w * x.lo), 0).sum(axes)
         return int(np.min(least)), int(np.max(largest))

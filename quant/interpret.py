@@ -26,7 +26,7 @@ def interpret(program: Program, inputs: Arrays, states: Arrays | None = None, ta
     checked = check(program)
     values = checked_inputs(program, inputs)
     batch, steps = next(iter(values.values())).shape[:2]
-    new = dict(states) if states is not None else program.initial_states(batch)
+    new = program.initial_states(batch) if states is None else checked_states(program, states, batch)
     values |= {c.name: c.array for c in program.constants}
     for n in program.nodes:
         values[n.output] = _run(n, checked, [values[i] for i in n.inputs], new, steps)
@@ -50,7 +50,22 @@ def checked_inputs(program: Program, inputs: Arrays) -> Arrays:
         if x.min() < i.type.elem.range.lo or x.max() > i.type.elem.range.hi:
             raise InputError(f"input {i.name}: expected values of {i.type.elem}, got [{x.min()}, {x.max()}]")
         checked[i.name] = x.astype(np.int64)
+    if len({x.shape[:2] for x in checked.values()}) > 1:
+        raise InputError(f"{program.name}: inputs differ in batch or time: { {k: x.shape for k, x in checked.items()} }")
     return checked
+
+
+def checked_states(program: Program, states: Arrays, batch: int) -> Arrays:
+    """States as int64, their names, shapes and ranges verified against the Program's."""
+    if set(states) != set(program.state):
+        raise InputError(f"{program.name}: expected states {sorted(program.state)}, got {sorted(states)}")
+    for s in program.states:
+        x, held = np.asarray(states[s.name]), s.type.elem.range
+        if x.shape != (batch, *s.type.dims) or not np.issubdtype(x.dtype, np.integer):
+            raise InputError(f"state {s.name}: expected integers {(batch, *s.type.dims)}, got {x.dtype} {x.shape}")
+        if x.size and (x.min() < held.lo or x.max() > held.hi):
+            raise InputError(f"state {s.name}: expected values of {s.type.elem}, got [{x.min()}, {x.max()}]")
+    return {k: np.asarray(x).astype(np.int64) for k, x in states.items()}
 
 
 def align(x: Array, labels: str, order: str) -> Array:
@@ -78,8 +93,10 @@ def _run(n: Node, c: Checked, args: list[Array], states: Arrays, steps: int) -> 
 def _contraction(n: Node, c: Checked, args: list[Array]) -> Array:
     labels, out, reduced = n.labels.inputs, n.labels.output, n.labels.reduced
     terms = len(args) - n.spec.start
-    bound = max(abs(c.ranges[n.output].lo), c.ranges[n.output].hi)
-    if n.spec.define is product and bound < FLOAT64_EXACT:
+    known = c.ranges[n.output]
+    if n.spec.start:
+        known = known - c.ranges[n.inputs[-1]]
+    if n.spec.define is product and max(abs(known.lo), abs(known.hi)) < FLOAT64_EXACT:
         index = ",".join("b" + k if "t" in k else k for k in labels[:terms]) + "->b" + out
         total = np.einsum(index, *(a.astype(np.float64) for a in args[:terms]), optimize=True).astype(np.int64)
     else:

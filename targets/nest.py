@@ -111,12 +111,21 @@ class Store:
 
 @dataclass(frozen=True)
 class Tap:
-    """Where a traced build reports an element of node `number`'s output; `indices` are those of the output."""
+    """Where a traced build reports an element of node `number`'s output; indices and sizes are those of the output."""
 
     number: int
     node: Node
     indices: tuple[str, ...]
+    sizes: tuple[int, ...]
     operand: Operand
+
+    @property
+    def position(self) -> str:
+        """The row-major position of the element, as an expression of C."""
+        text = ""
+        for k, size in zip(self.indices, self.sizes, strict=True):
+            text = f"({text}) * {size} + {k}" if "+" in text else f"{text} * {size} + {k}" if text else k
+        return text or "0"
 
 
 Statement = Loop | Accumulator | Accumulate | Let | Store | Tap
@@ -195,7 +204,7 @@ class _Builder:
         self.program, self.checked, self.group, self.stored = program, checked, group, stored
         self.numbers = {n.output: i for i, n in enumerate(program.nodes)}
         self.local = {n.output for n in group.nodes}
-        self.sizes = {k: d for n in group.nodes for k, d in checked.sizes[n.output].items()}
+        self.sizes = {self._axis(n, k): d for n in group.nodes for k, d in checked.sizes[n.output].items()}
 
     def kernel(self) -> Kernel:
         body: list[Statement] = []
@@ -215,13 +224,18 @@ class _Builder:
             body = [Loop(k, self.sizes[k], reduction, tuple(body))]
         return body
 
-    def _operand(self, value: str, labels: str) -> Operand:
-        if value in self.local:
-            return Local(value)
-        return Element(value, tuple(k for k in labels if k != "t"))
+    def _axis(self, n: Node, label: str) -> str:
+        """The group's name for an axis of a node."""
+        return self.group.renamed.get(n.output, {}).get(label, label)
+
+    def _axes(self, n: Node, labels: str) -> tuple[str, ...]:
+        return tuple(self._axis(n, k) for k in labels if k != "t")
 
     def _operands(self, n: Node) -> list[Operand]:
-        return [self._operand(v, k) for v, k in zip(n.inputs, n.labels.inputs, strict=True)]
+        return [
+            Local(v) if v in self.local else Element(v, self._axes(n, k))
+            for v, k in zip(n.inputs, n.labels.inputs, strict=True)
+        ]
 
     def _value(self, n: Node) -> list[Statement]:
         """A pointwise node."""
@@ -230,8 +244,8 @@ class _Builder:
 
     def _finish(self, n: Node) -> list[Statement]:
         """Report a node's element, and store it where something outside the group reads it."""
-        indices = tuple(k for k in n.labels.output if k != "t")
-        tap = Tap(self.numbers[n.output], n, indices, Local(n.output))
+        indices = self._axes(n, n.labels.output)
+        tap = Tap(self.numbers[n.output], n, indices, self.checked.types[n.output].dims, Local(n.output))
         if n.output in self.stored:
             return [Store(Element(n.output, indices), Local(n.output)), tap]
         return [tap]

@@ -10,8 +10,8 @@ import numpy as np
 
 from isobit.export.onnx.load import load, save
 from isobit.quant.errors import InputError
-from isobit.quant.lower.edges import InputSpec, quantize_input
-from isobit.quant.program import Arrays, IntType, Program
+from isobit.quant.lower.edges import quantize_input
+from isobit.quant.program import Arrays, Program
 from isobit.quant.vectors import Vectors, golden
 from isobit.targets.files import write_file
 from isobit.targets.target import TARGETS, Options, target
@@ -35,7 +35,7 @@ def quantize_command(
     if out.suffix != ".onnx":
         raise InputError(f"{out}: expected a file name that ends in .onnx")
     from isobit.quant.capture.factory import load_model
-    from isobit.quant.quantize import quantize
+    from isobit.quant.quantize import input_spec, quantize
 
     with show.progress(as_json) as tell:
         tell(f"load {model}")
@@ -49,16 +49,6 @@ def quantize_command(
         show.print_json(facts)
     else:
         show.print_table(f"{name}: quantized to {recipe}", ("fact", "value"), list(facts.items()))
-
-
-def input_spec(samples: Any, scale: float | None, where: str) -> InputSpec:
-    """Floats, or with `scale` the integers of the array's own type."""
-    if scale is None:
-        return InputSpec()
-    if samples.dtype not in (np.int8, np.uint8, np.int16, np.uint16):
-        raise InputError(f"{where}: array x: --input-scale expects int8, uint8, int16 or uint16, got {samples.dtype}")
-    bits = 8 * samples.dtype.itemsize
-    return InputSpec(IntType(bits, signed=samples.dtype.kind == "i"), scale)
 
 
 def options_of(on: str, arch: str | None = None) -> tuple[str, Options]:
@@ -173,10 +163,7 @@ def to_integers(p: Program, x: Any, raw: bool, where: str) -> Any:
             raise InputError(f"{where}: array x: --raw expects integers, got {x.dtype}")
         return x.astype(np.int64)
     assert i.type.scale is not None
-    try:
-        return quantize_input(x, i.type.scale, i.type.elem)
-    except InputError as e:
-        raise InputError(f"{where}: {e}") from None
+    return quantize_input(x, i.type.scale, i.type.elem, where)
 
 
 def run_command(program: Path, on: str, data: Path, raw: bool, out: Path) -> None:

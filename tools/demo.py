@@ -13,7 +13,7 @@ from isobit.quant.program import Program
 from isobit.quant.vectors import golden
 from isobit.targets.verify import Verified, target_names, verify
 from isobit.tools import show
-from isobit.tools.commands import correct, exit_code, input_spec
+from isobit.tools.commands import correct, exit_code
 
 
 def run_demo(out: Path, targets: str, as_json: bool) -> int:
@@ -23,7 +23,7 @@ def run_demo(out: Path, targets: str, as_json: bool) -> int:
     with show.progress(as_json) as tell:
         tell("load the trained model and the digits")
         from isobit.quant.calibrate.observe import float_outputs
-        from isobit.quant.quantize import quantize
+        from isobit.quant.quantize import input_spec, quantize
         from isobit.quant.zoo import digits
 
         data, module = digits.data(), digits.load()
@@ -42,7 +42,7 @@ def run_demo(out: Path, targets: str, as_json: bool) -> int:
         result = verify(program, names, list(golden(program, test)), progress=tell)
         tell("accuracy")
         right = correct(_logits(program, test), data.test.y)
-        float_right = correct(float_outputs(quantized.graph, data.test.x * digits.INPUT_SCALE), data.test.y)
+        float_right = correct(float_outputs(quantized.graph, data.test.x.astype(np.float64) * digits.INPUT_SCALE), data.test.y)
     seconds = time.perf_counter() - began
     accuracy = {"float": float_right / len(data.test), "integer": right / len(data.test)}
     rows = [r.json() for r in result.rows]

@@ -41,9 +41,14 @@ def llvm_target(cpu: str) -> dict[str, str]:
     return target
 
 
-def has_feature(cpu: str, feature: str) -> bool:
-    """Whether LLVM may use an instruction set extension, such as `avx512vnni`, for this CPU."""
-    return bool(tvm.get_global_func("target.llvm_cpu_has_feature")(feature, Target(llvm_target(cpu))))
+def dot_lanes(cpu: str) -> int:
+    """int32 lanes of the CPU's widest `vpdpbusd`, an instruction that sums products of bytes; 0 if it has none."""
+    target = Target(llvm_target(cpu))
+
+    def has(*features: str) -> bool:
+        return all(tvm.get_global_func("target.llvm_cpu_has_feature")(f, target) for f in features)
+
+    return 16 if has("avx512vnni") else 8 if has("avxvnni") else 0
 
 
 def missing_features(cpu: str) -> list[str]:

@@ -8,6 +8,7 @@ the threads share the elements of a kernel's output and meet after every kernel.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from tvm import tirx
 from tvm.ir import Call, PointerType, PrimType, Range, StringImm
 
+from isobit.export.tvm import vnni
 from isobit.export.tvm.expression import Block, Buffer, Expr, Stmt, cast, dtype_of, expression, imm, load, store, word
 from isobit.export.tvm.parameters import Parameter, Role
 from isobit.quant.expr.interval import Interval
@@ -57,9 +59,12 @@ class Function:
     constants: Mapping[str, npt.NDArray[np.signedinteger]]
 
 
-def sequence(nest: Nest, traced: bool, threads: int | None = None) -> Function:
-    """traced: further int64 parameters, one per node, receive every Tap.  threads: of a GPU block; None is the CPU."""
-    return _Printer(nest, traced, threads).function()
+def sequence(nest: Nest, traced: bool, threads: int | None = None, dot_lanes: int = 0) -> Function:
+    """traced: further int64 parameters, one per node, receive every Tap.  threads: of a GPU block; None is the CPU.
+
+    dot_lanes: int32 lanes of the CPU's `vpdpbusd`, 0 where it has none.
+    """
+    return _Printer(nest, traced, threads, dot_lanes).function()
 
 
 def threads_for(nest: Nest) -> int:
@@ -88,8 +93,8 @@ def _elements(kernel: Kernel) -> int:
 
 
 class _Printer:
-    def __init__(self, nest: Nest, traced: bool, threads: int | None) -> None:
-        self.nest, self.traced, self.threads = nest, traced, threads
+    def __init__(self, nest: Nest, traced: bool, threads: int | None, dot_lanes: int) -> None:
+        self.nest, self.traced, self.threads, self.dot_lanes = nest, traced, threads, dot_lanes
         self.scope = "local" if threads else ""
         self.batch, self.time = tirx.Var("b", "int32"), tirx.Var("t", "int32")
         self.sizes = {p.value: tirx.Var(p.name, "int32") for p in EXTENTS}
@@ -97,7 +102,7 @@ class _Printer:
         self.traces: dict[str, Buffer] = {}
         self.lead: dict[str, tuple[Expr, ...]] = {}
         self.tables: dict[tuple[int, ...], Buffer] = {}
-        self.names = {identifier(name): name for name in self.nest.program.constant}
+        self.taken = {identifier(name) for name in nest.program.constant}
         self.constants: dict[str, npt.NDArray[np.signedinteger]] = {}
         self.constant_buffers: dict[str, Buffer] = {}
         self.thread = tirx.IterVar(
@@ -165,8 +170,8 @@ class _Printer:
         self.lead[value] = ()
         dims = [imm(d) for d in t.dims or (1,)]
         self.buffers[value] = _buffer(identifier(value), dims, t.elem.dtype.name, "shared" if self.threads else "")
-        on_stack = not self.threads and sum(map(self.bytes, self.nest.scratch)) <= STACK_BYTES
-        return tirx.AllocBuffer(self.buffers[value], {"disable_lower_builtin": imm(1, "bool")} if on_stack else None)
+        small = not self.threads and sum(map(self.bytes, self.nest.scratch)) <= STACK_BYTES
+        return _on_stack(self.buffers[value]) if small else tirx.AllocBuffer(self.buffers[value])
 
     def constant(self, name: str, array: npt.NDArray[np.signedinteger]) -> Buffer:
         """A buffer of constants, declared where all of them are; `name` is unique among them."""
@@ -182,10 +187,15 @@ class _Printer:
 
     def table(self, values: tuple[int, ...], name: str) -> Buffer:
         if values not in self.tables:
-            unique = name if name not in self.constants | self.names else f"{name}_{len(self.tables)}"
             bits = container(Interval(min(values), max(values)))
-            self.tables[values] = self.constant(unique, np.array(values, np.dtype(f"<i{bits // 8}")))
+            self.tables[values] = self.constant(self.unique(name), np.array(values, np.dtype(f"<i{bits // 8}")))
         return self.tables[values]
+
+    def unique(self, name: str) -> str:
+        """A name that no other constant has."""
+        found = next(n for i in itertools.count() if (n := f"{name}_{i}" if i else name) not in self.taken)
+        self.taken.add(found)
+        return found
 
     def batched(self, body: Stmt) -> Stmt:
         if not self.threads:
@@ -197,10 +207,29 @@ class _Printer:
     def kernel(self, kernel: Kernel) -> Stmt:
         if not self.threads:
             block = self.block()
-            self.statements(kernel.body, block)
+            if self.dot_lanes and (product := vnni.product_of(kernel, self.nest)):
+                self.vector_product(product, block)
+            else:
+                self.statements(kernel.body, block)
             return block.body()
         barrier = tirx.Evaluate(Call("tirx.tvm_storage_sync", [StringImm("shared")], ret_ty="int32"))
         return _sequence([self.lanes(kernel, self.threads), barrier])
+
+    def vector_product(self, p: vnni.Product, block: Block) -> None:
+        """The sums of all rows, then the rest of the kernel in a loop of its own."""
+        name, lanes = identifier(p.node.output), self.dot_lanes
+        column = self.index[p.column] = tirx.Var(p.column, "int32")
+        weight = self.constant(self.unique(f"{name}_packed"), vnni.packed(p, lanes))
+        start = self.constant(self.unique(f"{name}_start"), vnni.folded_start(p, lanes))
+        copy = _buffer(f"{name}_bytes", [imm(-(-p.columns // vnni.QUAD) * vnni.QUAD)], "uint8")
+        total = _buffer(f"{name}_total", list(start.shape), "int32")
+        block.statements += [_on_stack(copy), _on_stack(total)]
+        block.statements += vnni.unsigned_copy(p, self.element(p.x), column, copy)
+        block.statements += vnni.dot_products(p, lanes, copy, weight, start, total)
+        row, rest = tirx.Var(p.row, "int32"), block.child()
+        self.index[p.row], self.locals[p.node.output] = row, load(total, row)
+        self.statements(p.rest, rest)
+        block.statements.append(tirx.For(row, imm(0), imm(p.rows), tirx.ForKind.SERIAL, rest.body()))
 
     def lanes(self, kernel: Kernel, threads: int) -> Stmt:
         """The kernel with its independent elements dealt to the threads of a block in turn."""
@@ -291,6 +320,11 @@ class _Printer:
 
 def _sequence(statements: list[Stmt]) -> Stmt:
     return statements[0] if len(statements) == 1 else tirx.SeqStmt(statements)
+
+
+def _on_stack(buffer: Buffer) -> Stmt:
+    """Memory of the function's own frame, where TVM would ask its runtime for more than 1 KiB."""
+    return tirx.AllocBuffer(buffer, {"disable_lower_builtin": imm(1, "bool")})
 
 
 def _buffer(name: str, shape: list[Expr], dtype: str, scope: str = "") -> Buffer:

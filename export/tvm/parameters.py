@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from isobit.quant.errors import InputError
-from isobit.quant.interpret import checked_inputs
+from isobit.quant.interpret import checked_inputs, checked_states
 from isobit.quant.program import Array, Arrays, Program
 
 Role = Literal["input", "state", "output", "trace", "workspace", "extent"]
@@ -70,7 +70,7 @@ def run_calls(
     given = checked_inputs(program, inputs)
     batch, steps = next(iter(given.values())).shape[:2]
     length = 1 if by_step else steps
-    now = {**program.initial_states(batch), **(states or {})}
+    now = program.initial_states(batch) if states is None else checked_states(program, states, batch)
     made: dict[Role, dict[str, list[Array]]] = {"output": {}, "trace": {}}
     for start in range(0, steps, length):
         arguments = [_argument(p, given, now, batch, start, length) for p in parameters]
@@ -91,7 +91,7 @@ def _argument(p: Parameter, inputs: Arrays, states: Arrays, batch: int, start: i
     if p.role == "input":
         return np.array(inputs[p.value][:, start : start + length], p.dtype, order="C")
     if p.role == "state":
-        return np.array(np.broadcast_to(states[p.value], extents), p.dtype, order="C")
+        return np.array(states[p.value], p.dtype, order="C")
     if p.role == "extent":
         return np.array(batch if p.value == "B" else length, p.dtype)
     return np.zeros(extents, p.dtype)

@@ -28,6 +28,10 @@ OCTAVE_BITS = 15
 """Bits of the multiplier that turns a 16-bit value into octaves, so that the product fits 32 bits."""
 
 
+UP_MAX = 7
+"""The largest shift of v * k in a recurrence: an 8-bit k, shifted, stays in 16 bits."""
+
+
 @dataclass(frozen=True)
 class Rule:
     """wants: the class of width of each operand: act, wide, or parameter.  emit: adds the nodes to the Program."""
@@ -133,7 +137,7 @@ def selective_recurrence(low: Lowering, n: GraphNode) -> None:
     held = low.scale_of(f"{n.output}.state", low.recipe.state_bits)
     drive = low.scale_of(f"{n.output}.v", wide)
     room = largest(32) - top * largest(16) - (1 << 14)
-    up_max = (room // (largest(wide) * b.magnitude)).bit_length() - 1
+    up_max = min((room // (largest(wide) * b.magnitude)).bit_length() - 1, UP_MAX)
     up = min(max(power_above(drive * b.unit * 2.0**15 / held), 0), up_max)
     drive = max(drive, held * 2.0 ** (up - 15) / b.unit)
     held = drive * b.unit * 2.0 ** (15 - up)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Iterator
 
@@ -57,12 +58,35 @@ WORTH_A_TABLE = 8
 """Operations from which a function of one 8-bit operand is printed as a table."""
 
 
+WIDTH = 110
+"""Columns of generated code."""
+
+
 def signature(head: str, parameters: list[str]) -> str:
-    """A function's head, one parameter a line where it would be too long."""
+    """A function's head or call, one parameter a line where it would be too long."""
     line = f"{head}({', '.join(parameters)})"
-    if len(line) <= 100:
+    if len(line) < WIDTH - 2:
         return line
-    return f"{head}(\n    " + ",\n    ".join(parameters) + ")"
+    pad = " " * (len(head) - len(head.lstrip()) + 4)
+    return f"{head}(\n{pad}" + f",\n{pad}".join(parameters) + ")"
+
+
+def wrapped(line: str) -> Iterator[str]:
+    """A statement in lines of at most WIDTH columns, broken after commas and before operators."""
+    pad = " " * (len(line) - len(line.lstrip()) + 4)
+    while len(line) > WIDTH:
+        at = max(line.rfind(", ", len(pad) + 20, WIDTH) + 1, line.rfind(" + ", len(pad) + 20, WIDTH), line.rfind(" = ", 0, WIDTH) + 2)
+        if at <= len(pad):
+            break
+        yield line[:at]
+        line = pad + line[at:].lstrip()
+    yield line
+
+
+def comment(text: str) -> list[str]:
+    """A block comment."""
+    lines = textwrap.wrap(text or "No description.", WIDTH - 6)
+    return [f"/* {lines[0]}", *(f" * {line}" for line in lines[1:])]
 
 
 class Functions:
@@ -75,11 +99,11 @@ class Functions:
         self.functions: dict[tuple[object, ...], str] = {}
         self.text: list[str] = []
         self.bodies: dict[tuple[str, str], Traced] = {}
-        texts: dict[str, set[tuple[object, ...]]] = {}
+        kinds: dict[str, set[tuple[object, ...]]] = {}
         for kernel in nest.kernels:
             for apply in _applications(kernel.body):
-                texts.setdefault(self._family(apply), set()).add(self._lines(apply)[0])
-        self.variants = {family: len(kinds) for family, kinds in texts.items()}
+                kinds.setdefault(self._family(apply), set()).add(self._lines(apply)[0])
+        self.variants = {family: len(found) for family, found in kinds.items()}
 
     def call(self, apply: Apply, operands: list[str]) -> str:
         """The expression of one application: in place if it is one operation, else a call."""
@@ -119,8 +143,8 @@ class Functions:
         key, lines = self._lines(apply)
         family, body = self._family(apply), self._body(apply)
         if (family, *key) not in self.functions:
-            unique = self.variants[family] == 1
-            name = family if unique else f"{family}_{identifier(apply.node.output)}"
+            made = sum(key[0] == family for key in self.functions)
+            name = family if self.variants[family] == 1 else f"{family}_{made + 1}"
             name = f"{name}_scalar" if name in self.values else name
             self.functions[(family, *key)] = name
             self.text += self._definition(name, apply, body, lines)
@@ -134,10 +158,11 @@ class Functions:
             f"int{word(o.bits)}_t {o.name}{'_' if o.name in RESERVED else ''}" for o in body.operands if o in body.nodes
         )
         return [
-            f"/* {what}" + (f"\n * {params} */" if params else " */"),
+            *comment(what),
+            f" * {params} */" if params else " */",
             f"static inline int{word(body.range.bits)}_t {name}({arguments}) {{",
-            *(f"  {d}" for d in lines.declarations),
-            f"  return {lines.result};",
+            *(part for d in lines.declarations for part in wrapped(f"  {d}")),
+            *wrapped(f"  return {lines.result};"),
             "}",
             "",
         ]
@@ -145,9 +170,10 @@ class Functions:
     def table_text(self) -> list[str]:
         used = {values for body in self.bodies.values() for values in body.tables}
         return [
-            f"static const {ctype(Interval(min(v), max(v)))} {name}[{len(v)}] = {initializer(list(v))};"
+            part
             for v, name in self.tables.items()
             if v in used
+            for part in wrapped(f"static const {ctype(Interval(min(v), max(v)))} {name}[{len(v)}] = {initializer(list(v))};")
         ]
 
 
@@ -171,7 +197,6 @@ class KernelPrinter:
         self.uses_state = any(v in program.state for v in (*kernel.reads, *kernel.writes))
         self.read = [v for v in kernel.reads if v not in program.constant and v not in program.state]
         self.write = [v for v in kernel.writes if v not in program.state]
-        self.sizes = {k: d for n in kernel.group.nodes for k, d in nest.checked.sizes[n.output].items()}
         self.names = self._local_names()
 
     @property
@@ -211,7 +236,7 @@ class KernelPrinter:
             *shapes,
             " */",
             signature(f"static void {self.name}", parameters) + " {",
-            *self._statements(k.body, "  "),
+            *(part for line in self._statements(k.body, "  ") for part in wrapped(line)),
             "}",
             "",
         ]
@@ -254,7 +279,7 @@ class KernelPrinter:
                 case Store():
                     yield f"{pad}{self._element(s.to)} = {self._stored(s)};"
                 case Tap():
-                    yield f"{pad}ISOBIT_TAP({s.number}, {self._flat(s.indices)}, {self._operand(s.operand)});"
+                    yield f"{pad}ISOBIT_TAP({s.number}, {s.position}, {self._operand(s.operand)});"
 
     def _start(self, s: Accumulator) -> str:
         if s.start is None:
@@ -274,13 +299,6 @@ class KernelPrinter:
 
     def _local_bits(self, local: Local) -> int:
         return self.nest.range(local.value).bits
-
-    def _flat(self, indices: tuple[str, ...]) -> str:
-        """Row-major position of an element of the output."""
-        text = "0"
-        for i, k in enumerate(indices):
-            text = k if i == 0 else f"({text}) * {self.sizes[k]} + {k}" if "+" in text else f"{text} * {self.sizes[k]} + {k}"
-        return text
 
 
 def _index(i: Index) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from isobit.quant.program import Array, Program, TensorType
 from isobit.quant.vectors import Vectors, golden
-from isobit.targets.c.kernels import Functions, KernelPrinter, dims, element_type, initializer, signature
+from isobit.targets.c.kernels import Functions, KernelPrinter, dims, element_type, initializer, signature, wrapped
 from isobit.targets.nest import Nest, identifier, nest
 
 RUNTIME = Path(__file__).parents[2] / "runtime_stubs"
@@ -113,16 +113,17 @@ def weights(p: Program) -> str:
     ]
     for c in p.constants:
         lines.append(f"/* {c.name}: {c.type}{_scale(c.type)} */")
-        lines.append(f"static const {element_type(c.type)} {identifier(c.name)}{dims(c.type)} = {_rows(c.array)};")
+        lines += _array(f"static const {element_type(c.type)} {identifier(c.name)}{dims(c.type)}", c.array)
         lines.append("")
     return "\n".join([*lines, "#endif", ""])
 
 
-def _rows(array: Array) -> str:
-    """An initializer with one line per row."""
+def _array(head: str, array: Array) -> list[str]:
+    """A constant array, one row a line where the rows fit."""
     if array.ndim < 2:
-        return initializer(np.atleast_1d(array).tolist())
-    return "{\n" + ",\n".join("  " + initializer(row.tolist()) for row in array) + "}"
+        return list(wrapped(f"{head} = {initializer(np.atleast_1d(array).tolist())};"))
+    rows = [f"  {initializer(row.tolist())}{',' if i + 1 < len(array) else '};'}" for i, row in enumerate(array)]
+    return [f"{head} = {{", *(part for row in rows for part in wrapped(row))]
 
 
 def kernels(n: Nest) -> str:
@@ -132,7 +133,7 @@ def kernels(n: Nest) -> str:
     bodies = [line for k in printers for line in k.text()]
     scratch = [f"  {element_type(n.type(v))} {identifier(v)}{dims(n.type(v))};" for v in n.scratch]
     reset = [line for s in p.states for line in _fill(identifier(s.name), s.type, s.initial)]
-    calls = [f"  {k.name}({', '.join(k.arguments)});" for k in printers]
+    calls = [part for k in printers for part in wrapped(f"  {k.name}({', '.join(k.arguments)});")]
     passed = ", ".join(f"{identifier(v)}[t]" for v in (*(i.name for i in p.inputs), *p.outputs))
     read = {v for k in n.kernels for v in k.reads}
     unused = [] if p.states else ["  (void)state;"]
@@ -205,15 +206,16 @@ def golden_header(n: Nest) -> str:
         "",
     ]
     for value, arrays in ((i.name, v.inputs) for i in n.program.inputs):
-        lines.append(_golden_array(n, value, arrays[value][0]))
+        lines += _golden_array(n, value, arrays[value][0])
     for value, arrays in ((o, v.outputs) for o in n.program.outputs):
-        lines.append(_golden_array(n, value, arrays[value][0]))
+        lines += _golden_array(n, value, arrays[value][0])
     return "\n".join([*lines, "", "#endif", ""])
 
 
-def _golden_array(n: Nest, value: str, array: Array) -> str:
+def _golden_array(n: Nest, value: str, array: Array) -> list[str]:
     t = n.type(value)
-    return f"static const {element_type(t)} golden_{identifier(value)}[GOLDEN_STEPS]{dims(t)} = {_rows(array.reshape(len(array), -1) if not t.dims else array)};"
+    head = f"static const {element_type(t)} golden_{identifier(value)}[GOLDEN_STEPS]{dims(t)}"
+    return _array(head, array if t.dims else array.reshape(-1, 1))
 
 
 def example(n: Nest) -> str:

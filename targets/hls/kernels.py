@@ -90,7 +90,7 @@ class _KernelPrinter:
                 case Store():
                     yield wrapped(f"{pad}{self._operand(s.to)} = {self._operand(s.operand)};")
                 case Tap():
-                    yield f"{pad}ISOBIT_TAP({s.number}, {self._flat(s)}, {self._operand(s.operand)});"
+                    yield f"{pad}ISOBIT_TAP({s.number}, {s.position}, {self._operand(s.operand)});"
 
     def _loop(self, loop: Loop, depth: int) -> Iterator[str]:
         pad, k = "  " * depth, loop.index
@@ -113,14 +113,6 @@ class _KernelPrinter:
         if isinstance(operand, Element):
             return self.unit.value[operand.value] + "".join(f"[{_index(i)}]" for i in operand.indices)
         return self.scalar[operand.value]
-
-    def _flat(self, tap: Tap) -> str:
-        """The position of an element within the node's output of one time step."""
-        sizes = self.unit.nest.checked.sizes[tap.node.output]
-        text = ""
-        for k in tap.indices:
-            text = f"({text}) * {sizes[k]} + {k}" if "+" in text else f"{text} * {sizes[k]} + {k}" if text else k
-        return text or "0"
 
 
 def _role(layer: str, value: str) -> str:

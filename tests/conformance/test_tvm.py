@@ -6,19 +6,20 @@ import json
 import platform
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from isobit.export.tvm import build, expression, function, parameters
+from isobit.export.tvm import build, expression, function, parameters, vnni
 from isobit.quant.check import check
 from isobit.quant.errors import InputError
 from isobit.quant.expr.symbols import Traced
 from isobit.quant.interpret import interpret
-from isobit.quant.ops import OPS
-from isobit.quant.program import Arrays, Program
+from isobit.quant.ops import OPS, Case
+from isobit.quant.program import Arrays, IntType, Program, constant
 from isobit.quant.vectors import Vectors, case_program, golden, join
 from isobit.targets.gpu.driver import Device
 from isobit.targets.gpu.target import runs_on
@@ -147,6 +148,28 @@ def test_scratch_that_is_too_large_for_its_memory(limit: str, monkeypatch: pytes
 @pytest.mark.parametrize("arch", ["x86-64", "x86-64-v3"])
 def test_other_cpus_give_the_same_integers(arch: str) -> None:
     program = every_case()
+    assert_exact(program, list(golden(program)), arch)
+
+
+def matrix_products() -> Program:
+    """8-bit products whose sizes leave every remainder, and one whose sums wrap on the way to a result that fits."""
+    sizes = [(16, 16), (17, 19), (130, 67), (300, 18), (32, 130)]
+    operands = ("i8", "=i8", "=i20")
+    cases = [Case("", "tk,nk,n->tn", {"n": n, "k": k}, operands, {"acc": 32}) for n, k in sizes]
+    programs = [case_program("matmul", c, f"product.{i}") for i, c in enumerate(cases)]
+    last = case_program("matmul", Case("", "tk,nk,n->tn", {"n": 16, "k": 16}, operands, {"acc": 32}), "wrapping")
+    weight = constant("wrapping.x1", np.full((16, 16), -128), IntType(8))
+    start = constant("wrapping.x2", np.full(16, (1 << 31) - 1 - 16 * 128 * 128), IntType(32))
+    return join("products", [*programs, replace(last, constants=(weight, start))])
+
+
+@pytest.mark.parametrize(("arch", "lanes"), [("znver5", 16), ("alderlake", 8), ("x86-64-v3", 0)])
+def test_matrix_products_by_vector_instructions(arch: str, lanes: int) -> None:
+    if platform.machine() != "x86_64" or build.missing_features(arch):
+        pytest.skip(f"not run: this CPU cannot run code for {arch}")
+    program = matrix_products()
+    assert all(vnni.product_of(k, nest(program)) for k in nest(program).kernels)
+    assert build.dot_lanes(arch) == lanes
     assert_exact(program, list(golden(program)), arch)
 
 

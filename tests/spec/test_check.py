@@ -57,10 +57,16 @@ def test_a_state_that_could_leave_its_type_is_refused() -> None:
     ("changes", "message"),
     [
         ({"op": "nonsense"}, "unknown op 'nonsense'"),
-        ({"index": "tk,nk->tn"}, "is for 2 operands, the node has 3"),
+        ({"index": "tk,nk->tn"}, "it is for 2 operands, the node has 3"),
         ({"index": "tk,nk,n->tnn"}, "names an axis twice"),
         ({"index": "tk,nk,n->tm"}, "no operand has m"),
         ({"index": "kt,nk,n->tn"}, "t is time"),
+        ({"index": "tk,>k,n->tn"}, "not made of letters"),
+        ({"index": "tk,nk,n->n"}, "an output has time first"),
+        ({"params": ()}, "expected parameters"),
+        ({"params": (("acc", 32), ("x", 1))}, "expected parameters"),
+        ({"params": (("acc", 33),)}, "an accumulator has"),
+        ({"state": "layers.0.state"}, "differ|has no state"),
         ({"inputs": ("layers.0.x0", "missing", "layers.0.x2")}, "missing is not made before"),
     ],
 )
@@ -80,3 +86,13 @@ def test_unproved_recurrence_sum_is_refused() -> None:
     wide = tuple((k, 40 if k == "up" else v) for k, v in p.nodes[0].params)
     with pytest.raises(CheckError, match=r"layers\.0 .*its update needs 64 bits, acc is 32"):
         check(edit(p, params=wide))
+
+
+def test_a_reduced_axis_that_the_weight_lacks_is_counted() -> None:
+    base = program("matmul")
+    x, w, b = base.nodes[0].inputs
+    wide = replace(base.inputs[0], type=replace(base.inputs[0].type, shape=("T", 19, 3)))
+    p = edit(replace(base, inputs=(wide,)), index="tkm,nk,n->tn")
+    known = check(p).ranges["layers.0.y"]
+    assert max(int(v.outputs["layers.0.y"].max()) for v in golden(p)) <= known.hi
+    assert known.hi > check(base).ranges["layers.0.y"].hi
