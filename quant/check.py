@@ -46,7 +46,7 @@ class Checked:
 
 @lru_cache(maxsize=16)
 def check(program: Program) -> Checked:
-    """Prove the Program well formed and free of overflow, or raise CheckError naming the user's layer and the remedy."""
+    """Prove the Program well formed and free of overflow; CheckError names the user's layer and the remedy."""
     return _Checker(program).run()
 
 
@@ -134,10 +134,13 @@ class _Checker:
         for i in p.inputs:
             if i.type.shape[:1] != ("T",) or not all(isinstance(d, int) and d > 0 for d in i.type.shape[1:]):
                 raise CheckError(f"input {i.name} has shape {i.type.shape}, expected (T, sizes above 0)")
-        for x in (*p.constants, *p.states):
-            if not all(isinstance(d, int) and d > 0 for d in x.type.shape):
-                raise CheckError(f"{x.name} has shape {x.type.shape}, expected sizes above 0")
-        names = [x.name for x in (*p.inputs, *p.constants, *p.states)] + [n.output for n in p.nodes]
+        fixed = {c.name: c.type for c in p.constants} | {s.name: s.type for s in p.states}
+        for name, t in fixed.items():
+            if not all(isinstance(d, int) and d > 0 for d in t.shape):
+                raise CheckError(f"{name} has shape {t.shape}, expected sizes above 0")
+        names = [i.name for i in p.inputs] + list(p.constant) + list(p.state) + [n.output for n in p.nodes]
+        names += [c.name for c in p.constants if p.constant[c.name] is not c]
+        names += [s.name for s in p.states if p.state[s.name] is not s]
         if twice := {k for k in names if names.count(k) > 1} if len(set(names)) < len(names) else set():
             raise CheckError(f"{', '.join(sorted(twice))}: two values have this name")
         owners = [n.state for n in p.nodes if n.state]
@@ -166,7 +169,9 @@ class _Checker:
         if n.state:
             state = self.p.state[n.state].type
             if self.p.state[n.state].initial not in state.elem.range:
-                raise CheckError(f"state {n.state} starts at {self.p.state[n.state].initial}, {state.elem} does not hold it")
+                raise CheckError(
+                    f"state {n.state} starts at {self.p.state[n.state].initial}, {state.elem} does not hold it"
+                )
             if n.spec.structure is Structure.RECURRENCE:
                 place(n.state, state, n.labels.state)
             elif state.shape != (ring := (sizes["j"] - 1, sizes["c"])):
@@ -189,7 +194,9 @@ class _Checker:
                         raise CheckError(f"state {n.state} holds {held}, the input is in {terms[0]}")
                     terms = [held.range, *terms[1:]]
                 c.bodies[out] = self._trace(n.spec.define, terms, params)
-                c.ranges[out] = self._accumulated(n, c.bodies[out].range, ranges[-1] if n.spec.start else Interval(0, 0))
+                c.ranges[out] = self._accumulated(
+                    n, c.bodies[out].range, ranges[-1] if n.spec.start else Interval(0, 0)
+                )
             case Structure.RECURRENCE:
                 self._recurrence(n, ranges, params)
         c.types[out] = TensorType(
@@ -207,7 +214,8 @@ class _Checker:
         width = n.param.get("acc", 0)
         if (needed := max(s.bits for s in body.nodes)) > width:
             raise CheckError(
-                f"its update needs {needed} bits, acc is {width}; use a smaller shift `up`, fewer bits, or a wider accumulator"
+                f"its update needs {needed} bits, acc is {width}; "
+                "use a smaller shift `up`, fewer bits, or a wider accumulator"
             )
         if n.spec.readout:
             reached = body.range.join(Interval(state.initial, state.initial))
@@ -222,7 +230,7 @@ class _Checker:
         return traced
 
     def _accumulated(self, n: Node, term: Interval, start: Interval) -> Interval:
-        """The interval that holds every partial sum, in any order of summation; it must fit the declared accumulator."""
+        """The interval of every partial sum, in any order of summation; it must fit the declared accumulator."""
         sizes = self.c.sizes[n.output]
         reduced = [k for k in n.labels.reduced if k not in n.labels.output]
         count = int(np.prod([sizes[k] for k in reduced], dtype=object)) if reduced else 1
@@ -242,7 +250,7 @@ class _Checker:
         return known
 
     def _constant_weights(self, n: Node, reduced: list[str]) -> tuple[int, int] | None:
-        """Exact extremes over channels of sums of products with constant weights (the bound of A2Q, Colbert et al. 2023)."""
+        """Exact extremes of sums of products with constant weights (the bound of A2Q, Colbert et al. 2023)."""
         if n.spec.define is not product or n.inputs[1] not in self.p.constant:
             return None
         w, x = self.p.constant[n.inputs[1]].array.astype(object), self.c.bodies[n.output].operands[0].range

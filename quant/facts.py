@@ -13,8 +13,9 @@ from isobit.quant.program import Node, Program
 
 @dataclass(frozen=True)
 class NodeFacts:
-    """One node.  macs: per time step; bits: needed by its values, stored: their container; widest: any intermediate value.
+    """One node.
 
+    macs: per time step; bits: needed by its values, stored: their container; widest: any intermediate value;
     acc: declared accumulator, used: bits of it that can be reached; weights, state: bytes.
     """
 

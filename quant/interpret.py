@@ -17,7 +17,9 @@ FLOAT64_EXACT = 1 << 53
 """Sums of products below this are exact in float64, where BLAS makes them fast."""
 
 
-def interpret(program: Program, inputs: Arrays, states: Arrays | None = None, taps: Arrays | None = None) -> tuple[Arrays, Arrays]:
+def interpret(
+    program: Program, inputs: Arrays, states: Arrays | None = None, taps: Arrays | None = None
+) -> tuple[Arrays, Arrays]:
     """Run the time that `inputs` hold, from `states` (reset states if None).  Returns (outputs, new states).
 
     Inputs and outputs: name -> int64 (B, T, *shape), T >= 1; states: name -> int64 (B, *shape).  A step is T = 1.
@@ -51,7 +53,9 @@ def checked_inputs(program: Program, inputs: Arrays) -> Arrays:
             raise InputError(f"input {i.name}: expected values of {i.type.elem}, got [{x.min()}, {x.max()}]")
         checked[i.name] = x.astype(np.int64)
     if len({x.shape[:2] for x in checked.values()}) > 1:
-        raise InputError(f"{program.name}: inputs differ in batch or time: { {k: x.shape for k, x in checked.items()} }")
+        raise InputError(
+            f"{program.name}: inputs differ in batch or time: { {k: x.shape for k, x in checked.items()} }"
+        )
     return checked
 
 
@@ -69,7 +73,7 @@ def checked_states(program: Program, states: Arrays, batch: int) -> Arrays:
 
 
 def align(x: Array, labels: str, order: str) -> Array:
-    """x with axes `labels` (batch first where they have t), transposed and expanded to broadcast along `b` + `order`."""
+    """x with axes `labels` (batch first where they have t), made to broadcast along `b` + `order`."""
     have = "b" + labels if "t" in labels else labels
     want = "b" + order
     x = np.transpose(x, [have.index(k) for k in want if k in have])
@@ -101,8 +105,8 @@ def _contraction(n: Node, c: Checked, args: list[Array]) -> Array:
         total = np.einsum(index, *(a.astype(np.float64) for a in args[:terms]), optimize=True).astype(np.int64)
     else:
         operands = [align(a, k, out + reduced) for a, k in zip(args[:terms], labels[:terms], strict=True)]
-        total = n.spec.define(*operands).sum(tuple(range(-len(reduced), 0)))
-    return total + align(args[-1], labels[-1], out) if n.spec.start else total
+        total = np.asarray(n.spec.define(*operands)).sum(tuple(range(-len(reduced), 0)))
+    return np.asarray(total + align(args[-1], labels[-1], out) if n.spec.start else total)
 
 
 def _window(n: Node, args: list[Array], states: Arrays) -> Array:
@@ -112,7 +116,7 @@ def _window(n: Node, args: list[Array], states: Arrays) -> Array:
     padded = np.concatenate([states[n.state], x], axis=1)
     states[n.state] = padded[:, x.shape[1] :]
     taps = [n.spec.define(padded[:, j : j + x.shape[1]], weight[:, j]) for j in range(weight.shape[1])]
-    return np.sum(taps, axis=0) + bias
+    return np.asarray(np.sum(taps, axis=0) + bias)
 
 
 def _recurrence(n: Node, args: list[Array], states: Arrays, steps: int) -> Array:
@@ -122,7 +126,10 @@ def _recurrence(n: Node, args: list[Array], states: Arrays, steps: int) -> Array
     params = {k: v for k, v in n.params if k != "acc"}
     inner = tuple(i + 1 for i, k in enumerate(labels.state) if k not in labels.output)
     for t in range(steps):
-        now = [align(a[:, t : t + 1] if "t" in k else a, k, "t" + labels.state) for a, k in zip(args, labels.inputs, strict=True)]
+        now = [
+            align(a[:, t : t + 1] if "t" in k else a, k, "t" + labels.state)
+            for a, k in zip(args, labels.inputs, strict=True)
+        ]
         operands = [a[:, 0] if "t" in k else a[0] for a, k in zip(now, labels.inputs, strict=True)]
         if n.spec.readout is None:
             state = n.spec.define(state, *operands, **params)

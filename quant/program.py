@@ -74,7 +74,7 @@ def smallest(known: Interval) -> IntType:
 
 @dataclass(frozen=True)
 class TensorType:
-    """Shape without the batch axis (`T` for time), element type, and the real value of one unit, for people and edges."""
+    """Shape without the batch axis (`T` is time), element type, and the real value of one unit, for people only."""
 
     shape: tuple[int | str, ...]
     elem: IntType
@@ -149,7 +149,7 @@ class Labels:
 
 @dataclass(frozen=True)
 class Node:
-    """One op: its parameters, operands, output, index signature, state, the user's layer (`loc`) and the output's scale."""
+    """One op: parameters, operands, output, index signature, the user's layer (`loc`), state, the output's scale."""
 
     op: str
     params: tuple[tuple[str, int], ...]

@@ -8,8 +8,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from isobit.quant.interpret import interpret
-from isobit.quant.ops import Case, Structure, OPS
-from isobit.quant.program import Array, Arrays, Constant, Input, IntType, Node, Program, State, TensorType, constant, int_type
+from isobit.quant.ops import OPS, Case, Structure
+from isobit.quant.program import (
+    Array,
+    Arrays,
+    Constant,
+    Input,
+    IntType,
+    Node,
+    Program,
+    State,
+    TensorType,
+    constant,
+    int_type,
+)
 
 
 @dataclass(frozen=True)
@@ -69,21 +81,18 @@ def random_values(elem: IntType, shape: tuple[int, ...], rng: np.random.Generato
 
 
 def golden(program: Program, real: Arrays | None = None, steps: int = 8, seed: int = 0) -> Iterator[Vectors]:
-    """Corner cases, seeded random sequences, one step, a resumed sequence, and real samples (name -> (B, T, *shape))."""
+    """Corner cases, seeded random, one step, a resumed sequence, and real samples (name -> (B, T, *shape))."""
     rng = np.random.default_rng(seed)
 
     def shape(i: Input, batch: int, length: int) -> tuple[int, ...]:
         return (batch, length, *i.type.dims)
 
-    def fill(i: Input, value: int) -> Array:
-        return np.full(shape(i, 1, steps), value, np.int64)
+    def corners(i: Input) -> Array:
+        low, high = (np.full(shape(i, 1, steps), end, np.int64) for end in (i.type.elem.range.lo, i.type.elem.range.hi))
+        odd = (np.arange(steps) % 2).reshape(1, -1, *[1] * len(i.type.dims))
+        return np.concatenate([low, high, np.zeros_like(low), np.where(odd, low, high)])
 
-    corners = {"lowest": lambda i: fill(i, i.type.elem.range.lo), "highest": lambda i: fill(i, i.type.elem.range.hi)}
-    corners["zero"] = lambda i: fill(i, 0)
-    corners["alternating"] = lambda i: np.where(
-        np.arange(steps).reshape(1, -1, *[1] * len(i.type.dims)) % 2, fill(i, i.type.elem.range.lo), fill(i, i.type.elem.range.hi)
-    )
-    parts = {i.name: np.concatenate([make(i) for make in corners.values()]) for i in program.inputs}
+    parts = {i.name: corners(i) for i in program.inputs}
     yield _vectors(program, "corners", "constant at both ends and at zero, and alternating between the ends", parts)
     randoms = {i.name: random_values(i.type.elem, shape(i, 4, steps), rng) for i in program.inputs}
     yield _vectors(program, "random", f"seeded random over each input's type (seed {seed})", randoms)
@@ -106,7 +115,9 @@ def case_program(op: str, case: Case, name: str = "case") -> Program:
     rng = np.random.default_rng(0)
     inputs, constants, operands = list[Input](), list[Constant](), list[str]()
     index, _, _ = case.index.partition("->")
-    for position, (labels, elem) in enumerate(zip(index.split(","), case.operands, strict=True) if case.operands else ()):
+    for position, (labels, elem) in enumerate(
+        zip(index.split(","), case.operands, strict=True) if case.operands else ()
+    ):
         shape = tuple("T" if k == "t" else case.sizes[k] for k in labels)
         operands.append(f"{name}.x{position}")
         if elem.startswith("="):
@@ -114,7 +125,7 @@ def case_program(op: str, case: Case, name: str = "case") -> Program:
             constants.append(constant(operands[-1], random_values(t, tuple(case.sizes[k] for k in labels), rng), t))
         else:
             inputs.append(Input(operands[-1], TensorType(shape, int_type(elem))))
-    states = ()
+    states: tuple[State, ...] = ()
     structure = OPS[op].structure
     if case.state:
         held = int_type(case.state)
@@ -123,7 +134,15 @@ def case_program(op: str, case: Case, name: str = "case") -> Program:
         if structure is Structure.WINDOW:
             dims = (case.sizes["j"] - 1, case.sizes["c"])
         states = (State(f"{name}.state", TensorType(dims, held)),)
-    node = Node(op, tuple(sorted(case.params.items())), tuple(operands), f"{name}.y", case.index, name, f"{name}.state" if states else None)
+    node = Node(
+        op,
+        tuple(sorted(case.params.items())),
+        tuple(operands),
+        f"{name}.y",
+        case.index,
+        name,
+        f"{name}.state" if states else None,
+    )
     if not inputs:
         inputs.append(Input(f"{name}.clock", TensorType(("T", 1), IntType(8))))
     return Program(name, tuple(inputs), tuple(constants), states, (node,), (node.output,))

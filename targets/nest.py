@@ -67,7 +67,7 @@ class Apply:
 
 @dataclass(frozen=True)
 class Loop:
-    """for index in 0..extent-1.  A reduction carries an accumulator; other loops are independent and may run in any order."""
+    """for index in 0..extent-1.  A reduction carries an accumulator; other loops may run in any order."""
 
     index: str
     extent: int
@@ -173,8 +173,9 @@ class Nest:
 
 
 def identifier(name: str) -> str:
-    """A value's name in generated code."""
-    return "".join(ch if ch.isalnum() else "_" for ch in name)
+    """A value's name in generated code: letters, digits and underscores of ASCII, no digit first."""
+    text = "".join(ch if ch.isascii() and ch.isalnum() else "_" for ch in name)
+    return f"_{text}" if text[:1].isdigit() else text
 
 
 def nest(program: Program) -> Nest:
@@ -186,7 +187,9 @@ def nest(program: Program) -> Nest:
     crossing = {i for n in program.nodes for i in n.inputs if group_of.get(i, -1) not in (-1, group_of[n.output])}
     stored = crossing | set(program.outputs)
     kernels = tuple(_Builder(program, checked, g, stored).kernel() for g in groups)
-    return Nest(program, checked, kernels, tuple(n.output for n in program.nodes if n.output in crossing - set(program.outputs)))
+    return Nest(
+        program, checked, kernels, tuple(n.output for n in program.nodes if n.output in crossing - set(program.outputs))
+    )
 
 
 def _refuse_equal_identifiers(program: Program) -> None:

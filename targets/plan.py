@@ -34,9 +34,12 @@ class Group:
 
 
 def plan(program: Program) -> list[Group]:
-    """A pointwise node joins (a) the recurrence that it alone feeds, as prologue, if both have the same axes, so that no
-    element is computed twice; else (b) the latest group that makes one of its operands over the same axes, as epilogue;
-    else it is a group of its own."""
+    """Groups in execution order.
+
+    A pointwise node joins (a) the recurrence that it alone feeds, as prologue, if both have the same axes, so that no
+    element is computed twice; else (b) the latest group that makes one of its operands over the same axes, as
+    epilogue; else it is a group of its own.
+    """
     consumers: dict[str, list[Node]] = {}
     for n in program.nodes:
         for i in n.inputs:

@@ -1,10 +1,9 @@
-"""Fixtures, and the rule that a missing toolchain never passes: `needs` fails the test with the command that installs it."""
+"""Fixtures, and the rule that a missing toolchain never passes: `needs` fails the test, with the remedy."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(scope="session")
-def real_data() -> Iterator[Path]:
+def real_data() -> Path:
     """The folder of real data named by ISOBIT_DATA; without it a test shows as not run."""
     folder = os.environ.get("ISOBIT_DATA")
     if not folder:
@@ -31,4 +30,4 @@ def real_data() -> Iterator[Path]:
     path = Path(folder)
     if not path.is_dir():
         pytest.fail(f"ISOBIT_DATA={folder}: no such folder")
-    yield path
+    return path

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+
 from isobit.quant.program import Array, Constant, Input, Node, Program, State, TensorType, constant, int_type
 
 
@@ -28,7 +29,15 @@ class Builder:
     def node(self, op: str, index: str, inputs: list[str], out: str, state: str | None = None, **params: int) -> str:
         loc, _, _ = out.rpartition(".")
         self.nodes.append(
-            Node(op, tuple(sorted(params.items())), tuple(inputs), f"{self.name}.{out}", index, f"{self.name}.{loc}", state)
+            Node(
+                op,
+                tuple(sorted(params.items())),
+                tuple(inputs),
+                f"{self.name}.{out}",
+                index,
+                f"{self.name}.{loc}",
+                state,
+            )
         )
         return self.nodes[-1].output
 
@@ -61,7 +70,7 @@ def mamba_block(
     h = b.node("rmsnorm_scale", "td,t,d->td", ["x", inverse, gain], "norm.y", pre=17, s=18, lo=-127, hi=127)
     u = b.dense(h, d_inner, d_model, "in_proj_x", 127, 38, "c")
     if extra_op:
-        u = b.node(extra_op[0], "tc->tc", [u], "in_proj_x.extra", **extra_op[1])
+        u = b.node(extra_op[0], "tc->tc", [u], "in_proj_x.extra", None, **extra_op[1])
     z = b.dense(h, d_inner, d_model, "in_proj_z", 32767, 31, "c")
     weight = b.constant("conv.weight", -127, 128, (d_inner, kernel), "i8")
     bias = b.constant("conv.bias", -500, 500, (d_inner,), "i32")
@@ -80,7 +89,15 @@ def mamba_block(
     v = b.node("multiply", "tc,tc->tc", [dt, u], "ssm.v", m=19661, s=18, lo=-32767, hi=32767)
     s = b.state("ssm.state", (d_inner, d_state), "i16")
     o = b.node(
-        "linear_recurrence", "tcn,tc,tn,tn->tc|cn", [decay, v, key, query], "ssm.o", s, up=6, acc=32, lo=-32768, hi=32767
+        "linear_recurrence",
+        "tcn,tc,tn,tn->tc|cn",
+        [decay, v, key, query],
+        "ssm.o",
+        s,
+        up=6,
+        acc=32,
+        lo=-32768,
+        hi=32767,
     )
     skip = b.constant("ssm.skip", 1 << 17, 1 << 18, (d_inner,), "i32")
     y = b.node("add_per_channel", "tc,c,tc->tc", [o, skip, u], "ssm.y", mx=(1 << 30) - 9, s=26, lo=-32767, hi=32767)

@@ -9,7 +9,9 @@ from typing import Any
 import click
 
 PROGRAM = click.argument("program", type=click.Path(path_type=Path))
-TARGETS_OPTION = click.option("--targets", default="all", show_default=True, help="Targets, separated by commas, or all.")
+TARGETS_OPTION = click.option(
+    "--targets", default="all", show_default=True, help="Targets, separated by commas, or all."
+)
 BOARD = click.option("--board", help="Board of target mcu (see: isobit targets).")
 ARCH = click.option("--arch", help="LLVM CPU name of target cpu, or GPU architecture of target gpu (sm_90).")
 JSON = click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
@@ -31,7 +33,9 @@ def cli() -> None:
 
 @cli.command()
 @TARGETS_OPTION
-@click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("isobit-demo"), show_default=True, help="Folder.")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), default=Path("isobit-demo"), show_default=True, help="Folder."
+)
 @JSON
 def demo(targets: str, out: Path, as_json: bool) -> None:
     """Quantize the shipped Mamba, build every target, verify them on the digits test set, print the table."""
@@ -44,9 +48,13 @@ def demo(targets: str, out: Path, as_json: bool) -> None:
 @click.argument("model")
 @click.option("--weights", type=click.Path(path_type=Path), help="A .safetensors file for pkg.mod:factory.")
 @click.option("--recipe", default="w8a8", show_default=True, help="Bit widths (w8a8, w8a16).")
-@click.option("--calib", type=click.Path(path_type=Path), required=True, help=".npz with array x: (samples, time, channels).")
+@click.option(
+    "--calib", type=click.Path(path_type=Path), required=True, help=".npz with array x: (samples, time, channels)."
+)
 @click.option("--input-scale", type=float, help="x holds integers, each worth this power of two: no float is left.")
-@click.option("--t-max", type=click.IntRange(min=1), default=1024, show_default=True, help="Longest mean over time, in steps.")
+@click.option(
+    "--t-max", type=click.IntRange(min=1), default=1024, show_default=True, help="Longest mean over time, in steps."
+)
 @click.option("--name", help="Name of the model in generated code; the file's name by default.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The .onnx to write.")
 @JSON
@@ -115,7 +123,9 @@ def verify(
 @click.option("--on", "on", default="interpret", show_default=True, help="A target, or mcu:BOARD.")
 @data_option(True, ".npz with array x: floats, or integers with --raw.")
 @click.option("--raw", is_flag=True, help="x holds the integers themselves.")
-@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The .npz to write: outputs, final states.")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), required=True, help="The .npz to write: outputs, final states."
+)
 def run(program: Path, on: str, data: Path, raw: bool, out: Path) -> None:
     """Run sequences on a target and save its integers."""
     from isobit.tools.commands import run_command
@@ -143,7 +153,9 @@ def accuracy(program: Path, data: Path, on: str, raw: bool, as_json: bool) -> No
 @click.option("--weights", type=click.Path(path_type=Path), help="Its .safetensors file.")
 @click.option("--raw", is_flag=True, help="x holds the integers themselves.")
 @JSON
-def inspect(program: Path, data: Path | None, model: str | None, weights: Path | None, raw: bool, as_json: bool) -> None:
+def inspect(
+    program: Path, data: Path | None, model: str | None, weights: Path | None, raw: bool, as_json: bool
+) -> None:
     """Layers, widths, bounds, multiply-accumulates and bytes; with data, what costs accuracy."""
     from isobit.tools.commands import inspect_command
 

@@ -60,7 +60,9 @@ def options_of(on: str, arch: str | None = None) -> tuple[str, Options]:
     return name, Options(board=board or None, arch=arch)
 
 
-def build_command(program: Path, target_name: str, board: str | None, arch: str | None, out: Path, as_json: bool) -> None:
+def build_command(
+    program: Path, target_name: str, board: str | None, arch: str | None, out: Path, as_json: bool
+) -> None:
     p = load(program)
     target_names(target_name)
     t = target(target_name)
@@ -126,7 +128,9 @@ def _verify_package(p: Program, names: list[str], package: Path, vectors: list[V
         files = target(names[0]).build(p, Path(made), options).files
         missing = [f for f in files if not (package / f).is_file()]
         if missing:
-            raise InputError(f"{package}: not a package for {names[0]}, {missing[0]} is missing; make it with isobit build")
+            raise InputError(
+                f"{package}: not a package for {names[0]}, {missing[0]} is missing; make it with isobit build"
+            )
         return verify_artifact(Artifact(names[0], p, package, files, options), vectors, Path(scratch))
 
 
@@ -232,7 +236,12 @@ def inspect_command(
     show.print_table(p.name, columns, cells, right=("widest", "MACs", "weights", "state"))
     show.print_table("", ("total", ""), list(totals(p).items()))
     if ranked:
-        show.print_table("Signal-to-noise ratio against float, worst first", ("value", "dB"), [[k, f"{v:.1f}"] for k, v in ranked.items()], right=("dB",))
+        show.print_table(
+            "Signal-to-noise ratio against float, worst first",
+            ("value", "dB"),
+            [[k, f"{v:.1f}"] for k, v in ranked.items()],
+            right=("dB",),
+        )
 
 
 def layers_by_snr(p: Program, x: Any, model: str, weights: Path | None, raw: bool, where: str) -> dict[str, float]:
@@ -269,11 +278,16 @@ def targets_command(as_json: bool) -> None:
 def ops_command(as_json: bool) -> None:
     from isobit.quant.ops import OPS
 
-    rows = [{"op": k, "structure": op.structure.name.lower(), "what": op.summary, "cases": len(op.cases)} for k, op in OPS.items()]
+    rows = [
+        {"op": k, "structure": op.structure.name.lower(), "what": op.summary, "cases": len(op.cases)}
+        for k, op in OPS.items()
+    ]
     if as_json:
         show.print_json(rows)
     else:
-        show.print_table("Ops", ("op", "structure", "what", "cases"), [list(r.values()) for r in rows], right=("cases",))
+        show.print_table(
+            "Ops", ("op", "structure", "what", "cases"), [list(r.values()) for r in rows], right=("cases",)
+        )
 
 
 def recipes_command(as_json: bool) -> None:

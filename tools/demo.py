@@ -42,7 +42,9 @@ def run_demo(out: Path, targets: str, as_json: bool) -> int:
         result = verify(program, names, list(golden(program, test)), progress=tell)
         tell("accuracy")
         right = correct(_logits(program, test), data.test.y)
-        float_right = correct(float_outputs(quantized.graph, data.test.x.astype(np.float64) * digits.INPUT_SCALE), data.test.y)
+        float_right = correct(
+            float_outputs(quantized.graph, data.test.x.astype(np.float64) * digits.INPUT_SCALE), data.test.y
+        )
     seconds = time.perf_counter() - began
     accuracy = {"float": float_right / len(data.test), "integer": right / len(data.test)}
     rows = [r.json() for r in result.rows]

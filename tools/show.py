@@ -15,7 +15,9 @@ def print_json(value: object) -> None:
     sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
 
 
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[str] = ()) -> None:
+def print_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[str] = ()
+) -> None:
     """A table on standard output; columns named in `right` are numbers."""
     from rich.console import Console
     from rich.table import Table
@@ -47,7 +49,17 @@ def progress(quiet: bool) -> Iterator[Callable[[str], None]]:
 
 def verification_rows(rows: Sequence[Row]) -> list[list[object]]:
     """Cells of the verification table."""
-    return [[r.target, r.status, f"{r.values:,}" if r.values else "", r.ran or r.reason, figures(r.info), f"{r.seconds:.1f}"] for r in rows]
+    return [
+        [
+            r.target,
+            r.status,
+            f"{r.values:,}" if r.values else "",
+            r.ran or r.reason,
+            figures(r.info),
+            f"{r.seconds:.1f}",
+        ]
+        for r in rows
+    ]
 
 
 VERIFICATION_COLUMNS = ("target", "result", "values", "what ran, or why not", "figures", "seconds")
@@ -68,4 +80,6 @@ def print_verification(title: str, rows: Sequence[Row]) -> None:
     print_table(title, VERIFICATION_COLUMNS, verification_rows(rows), right=("values", "seconds"))
     for r in rows:
         if r.status == MISMATCH:
-            sys.stdout.write(f"\n{r.target}: {r.reason}\n{r.divergence or 'every traced node is equal: the fault lies outside the kernels'}\n")
+            sys.stdout.write(
+                f"\n{r.target}: {r.reason}\n{r.divergence or 'every traced node is equal: the fault lies outside the kernels'}\n"
+            )

@@ -136,6 +136,8 @@ def _clz(x: Interval, width: Interval) -> Interval:
 
 
 def _mulh(a: Interval, b: Interval) -> Interval:
+    if max(a.bits, b.bits) > 32:
+        raise ExprError(f"mulh: operands in {a} and {b} do not both fit 32 bits")
     product = _corners(lambda p, q: p * q)(a, b)
     return Interval(product.lo >> 32, product.hi >> 32)
 

@@ -1,7 +1,7 @@
 """What a definition may call, beside Python's `+ - * >> << & | ^` and comparisons.
 
-Rules of the language.  A definition never branches on a value.  A comparison gives a condition, which only `select` takes;
-`select` evaluates both arms.  Shift amounts are proved within 0..62.  Every intermediate value is proved to fit 64 bits.
+Rules of the language.  A definition never branches on a value.  A comparison gives a condition, which only `select`
+takes; `select` evaluates both arms.  Shift amounts are proved within 0..62, every intermediate value within 64 bits.
 """
 
 from __future__ import annotations
@@ -51,5 +51,5 @@ def table(values: tuple[int, ...], index: Any) -> Any:
 
 
 def bound(x: Any, lo: int, hi: int) -> Any:
-    """x, with a fact that intervals cannot show: lo <= x <= hi.  `check` refuses a Program whose bounds are not proved."""
+    """x, and a fact that intervals cannot show: lo <= x <= hi.  `check` refuses a Program with an unproved bound."""
     return apply("bound", x, lo, hi)

@@ -43,9 +43,8 @@ def _method(claim: Claim, cone: tuple[Sym, ...]) -> str:
     if _by_cases(claim, cone):
         return "cases"
     for cut in _cuts(claim.node, cone):
-        if cut.number != claim.node.number and cut.range.size <= MOST_ENUMERATED:
-            if _enumerate(claim, cut):
-                return "enumeration"
+        if cut.range.size <= MOST_ENUMERATED and _enumerate(claim, cut):
+            return "enumeration"
     _by_z3(claim, cone)
     return "z3"
 
@@ -91,7 +90,7 @@ def _cuts(node: Sym, cone: tuple[Sym, ...]) -> Iterator[Sym]:
 
 
 def _enumerate(claim: Claim, cut: Sym) -> bool:
-    """Whether the claim holds for every value in the interval of `cut`; a counterexample counts where that is an operand."""
+    """Whether the claim holds for every value in the interval of `cut`; false only counts where that is an operand."""
     import numpy as np
 
     cone = _cone(claim.node, frozenset({cut.number}))
@@ -106,7 +105,9 @@ def _enumerate(claim: Claim, cut: Sym) -> bool:
     if np.any(wrong) and cut.op == "var":
         at = int(np.argmax(wrong))
         got, where = int(values[claim.node.number][at]), f"{cut.name or cut.op} = {int(x[at])}"
-        raise ExprError(f"bound [{claim.lo}, {claim.hi}] on {claim.node.name or claim.node.op} is false: {got} at {where}")
+        raise ExprError(
+            f"bound [{claim.lo}, {claim.hi}] on {claim.node.name or claim.node.op} is false: {got} at {where}"
+        )
     return not np.any(wrong)
 
 

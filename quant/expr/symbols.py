@@ -241,7 +241,7 @@ def trace(definition: Callable[..., Any], operands: Sequence[Interval], params: 
 
 
 class _naming:
-    """While active, watches the frames of the definition's own file and names symbols and tables after its variables."""
+    """While active, names symbols and tables after the local variables of the definition and of the ops it calls."""
 
     def __init__(self, definition: Callable[..., Any], graph: Graph) -> None:
         self.graph = graph

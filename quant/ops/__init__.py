@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from isobit.quant.ops import arithmetic, causal_conv1d, exp2, linear_recurrence, matmul, mean, requantize, rmsnorm, silu, softplus
+from isobit.quant.ops import (
+    arithmetic,
+    causal_conv1d,
+    exp2,
+    linear_recurrence,
+    matmul,
+    mean,
+    requantize,
+    rmsnorm,
+    silu,
+    softplus,
+)
 from isobit.quant.ops.op import Case, Op, Structure
 
 POINTWISE, CONTRACTION, WINDOW, RECURRENCE = Structure

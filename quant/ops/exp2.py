@@ -27,7 +27,7 @@ def exp2_negative(x: Any) -> Any:
 
 
 def decay(dt: Any, a: Any, *, s: int) -> Any:
-    """exp(dt*A) as 2^-(dt*a): dt >= 0 the step size, a >= 0 the rate -A*log2(e); (dt*a) >> s is in Q.12, the result in Q0.15."""
+    """exp(dt*A) in Q0.15 as 2^-(dt*a): dt >= 0 the step size, a >= 0 the rate -A*log2(e); (dt*a) >> s is in Q.12."""
     octaves = rounding_shift(dt * a, s)
     return exp2_negative(octaves)
 

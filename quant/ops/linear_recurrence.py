@@ -26,7 +26,19 @@ STATE16 = {"lo": -32768, "hi": 32767, "acc": 32}
 
 LINEAR_RECURRENCE_CASES = (
     Case(
-        "selective state space", "tcn,tc,tn,tn->tc|cn", {"c": 5, "n": 4}, ("u15", "i16", "i8", "i8"), {"up": 7, **STATE16}, "i16"
+        "selective state space",
+        "tcn,tc,tn,tn->tc|cn",
+        {"c": 5, "n": 4},
+        ("u15", "i16", "i8", "i8"),
+        {"up": 7, **STATE16},
+        "i16",
     ),
-    Case("decay per head", "c,tc,tn,tn->tc|cn", {"c": 3, "n": 7}, ("=u15", "i16", "i8", "i8"), {"up": 0, **STATE16}, "i16"),
+    Case(
+        "decay per head",
+        "c,tc,tn,tn->tc|cn",
+        {"c": 3, "n": 7},
+        ("=u15", "i16", "i8", "i8"),
+        {"up": 0, **STATE16},
+        "i16",
+    ),
 )

@@ -26,11 +26,7 @@ def mean(total: Any, count: Any, *, t_max: int, m: int, s: int, lo: int, hi: int
 
 
 STEP_COUNT_CASES = (Case("saturates", "->t|", {}, (), {"t_max": 3, "acc": 32}, "u2"),)
-RUNNING_SUM_CASES = (
-    Case("saturates", "tc->tc|c", {"c": 3}, ("i16",), {"lo": -65534, "hi": 65534, "acc": 32}, "i18"),
-)
+RUNNING_SUM_CASES = (Case("saturates", "tc->tc|c", {"c": 3}, ("i16",), {"lo": -65534, "hi": 65534, "acc": 32}, "i18"),)
 MEAN_CASES = (
-    Case(
-        "every count", "tc,t->tc", {"c": 8}, ("i22", "u6"), {"t_max": 63, "m": (1 << 30) + 5, "s": 37, **INT8}
-    ),
+    Case("every count", "tc,t->tc", {"c": 8}, ("i22", "u6"), {"t_max": 63, "m": (1 << 30) + 5, "s": 37, **INT8}),
 )

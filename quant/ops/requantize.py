@@ -31,7 +31,9 @@ INT16 = {"lo": -32767, "hi": 32767}
 
 REQUANTIZE_CASES = (
     Case("16 to 8 bits, shift below 33", "tn->tn", {"n": 64}, ("i16",), {"m": 16449, "s": 22, **INT8}),
-    Case("32 to 16 bits through the high product", "tn->tn", {"n": 64}, ("i32",), {"m": (1 << 31) - 1, "s": 47, **INT16}),
+    Case(
+        "32 to 16 bits through the high product", "tn->tn", {"n": 64}, ("i32",), {"m": (1 << 31) - 1, "s": 47, **INT16}
+    ),
     Case("power of two", "tn->tn", {"n": 64}, ("i16",), {"m": 1, "s": 8, **INT8}),
     Case("smallest shift", "tn->tn", {"n": 64}, ("i8",), {"m": 3, "s": 1, **INT8}),
 )

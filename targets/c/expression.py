@@ -9,10 +9,14 @@ from isobit.quant.expr.symbols import Sym, Traced
 
 INFIX = {"add": "+", "sub": "-", "mul": "*", "shr": ">>", "and": "&", "or": "|", "xor": "^", "floordiv": "/"}
 COMPARE = {"lt": "<", "le": "<=", "eq": "=="}
-RESERVED = frozenset(
-    "auto break case char const continue default do double else enum extern float for goto if inline int long register "
-    "restrict return short signed sizeof static struct switch typedef union unsigned void volatile while".split()
-)
+# fmt: off
+RESERVED = frozenset({
+    "auto", "break", "case", "char", "const", "continue", "default", "do", "double", "else", "enum",
+    "extern", "float", "for", "goto", "if", "inline", "int", "long", "register", "restrict", "return",
+    "short", "signed", "sizeof", "static", "struct", "switch", "typedef", "union", "unsigned", "void",
+    "volatile", "while",
+})
+# fmt: on
 
 
 def word(bits: int) -> int:
@@ -56,7 +60,7 @@ class _Printer:
     def __init__(self, traced: Traced, operands: list[str], tables: dict[tuple[int, ...], str]) -> None:
         self.traced, self.tables = traced, tables
         self.text = {o.number: text for o, text in zip(traced.operands, operands, strict=True)}
-        self.taken = Counter({text: 1 for text in operands})
+        self.taken = Counter(dict.fromkeys(operands, 1))
         self.uses = Counter(a.number for n in traced.nodes for a in n.args)
 
     def lines(self) -> Lines:

@@ -75,7 +75,11 @@ def wrapped(line: str) -> Iterator[str]:
     """A statement in lines of at most WIDTH columns, broken after commas and before operators."""
     pad = " " * (len(line) - len(line.lstrip()) + 4)
     while len(line) > WIDTH:
-        at = max(line.rfind(", ", len(pad) + 20, WIDTH) + 1, line.rfind(" + ", len(pad) + 20, WIDTH), line.rfind(" = ", 0, WIDTH) + 2)
+        at = max(
+            line.rfind(", ", len(pad) + 20, WIDTH) + 1,
+            line.rfind(" + ", len(pad) + 20, WIDTH),
+            line.rfind(" = ", 0, WIDTH) + 2,
+        )
         if at <= len(pad):
             break
         yield line[:at]
@@ -173,7 +177,9 @@ class Functions:
             part
             for v, name in self.tables.items()
             if v in used
-            for part in wrapped(f"static const {ctype(Interval(min(v), max(v)))} {name}[{len(v)}] = {initializer(list(v))};")
+            for part in wrapped(
+                f"static const {ctype(Interval(min(v), max(v)))} {name}[{len(v)}] = {initializer(list(v))};"
+            )
         ]
 
 
@@ -230,7 +236,10 @@ class KernelPrinter:
         parameters = [f"{identifier(program.name)}_state *state"] if self.uses_state else []
         parameters += [f"const {self._parameter(v)}" for v in self.read]
         parameters += [self._parameter(v) for v in self.write]
-        shapes = [f" *   {'reads' if v in self.read else 'writes'} {v} {_described(self.nest.type(v))}" for v in (*self.read, *self.write)]
+        shapes = [
+            f" *   {'reads' if v in self.read else 'writes'} {v} {_described(self.nest.type(v))}"
+            for v in (*self.read, *self.write)
+        ]
         return [
             f"/* {k.title}",
             *shapes,

@@ -62,7 +62,8 @@ def _scale(t: TensorType) -> str:
 def header(n: Nest) -> str:
     p, name = n.program, identifier(n.program.name)
     fields = [
-        f"  {element_type(s.type)} {identifier(s.name)}{dims(s.type)}; /* {s.type}, starts at {s.initial} */" for s in p.states
+        f"  {element_type(s.type)} {identifier(s.name)}{dims(s.type)}; /* {s.type}, starts at {s.initial} */"
+        for s in p.states
     ]
     inputs = [f" *   {identifier(i.name)}: {i.type}{_scale(i.type)}" for i in p.inputs]
     outputs = [f" *   {identifier(o)}: {n.type(o)}{_scale(n.type(o))}" for o in p.outputs]
@@ -273,7 +274,7 @@ def readme(n: Nest) -> str:
             f"| `{name}_golden.h`, `main.c` | an example that checks itself |",
             f"| `{ARITH_H}` | integer helpers |",
             "",
-            f"State: {state_bytes} bytes, the caller's.  Stack: about {scratch_bytes} bytes of buffers between kernels.",
+            f"State: {state_bytes} bytes, the caller's.  Stack: {scratch_bytes} bytes of buffers between kernels.",
             "",
         ]
     )

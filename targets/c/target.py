@@ -60,7 +60,9 @@ class Session:
     def _execute(self, inputs: Arrays, states: Arrays | None, by_step: bool) -> tuple[int, int]:
         program = self.artifact.program
         write_input(self.scratch / "in.bin", program, inputs, states, by_step)
-        toolchain.run([self.scratch / "harness"], self.scratch, timeout=600, what=f"run the C package of {program.name}")
+        toolchain.run(
+            [self.scratch / "harness"], self.scratch, timeout=600, what=f"run the C package of {program.name}"
+        )
         return inputs[program.inputs[0].name].shape[:2]
 
     def _info(self) -> dict[str, object]:

@@ -95,4 +95,10 @@ class Session:
 
     def _info(self, instructions: int) -> dict[str, object]:
         m = self.memory
-        return {"board": self.board.name, "instructions": instructions, "flash": m.flash, "ram": m.ram, "stack": m.stack}
+        return {
+            "board": self.board.name,
+            "instructions": instructions,
+            "flash": m.flash,
+            "ram": m.ram,
+            "stack": m.stack,
+        }

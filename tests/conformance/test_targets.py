@@ -8,17 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from isobit.quant.expr import clip, select
 from isobit.quant.interpret import interpret
 from isobit.quant.ops import OPS, Op, Structure
 from isobit.quant.program import Arrays, Program
-from isobit.quant.vectors import Vectors, golden
+from isobit.quant.vectors import Vectors, golden, join
 from isobit.targets.plan import plan
 from isobit.targets.target import TARGETS, Options, target
 from isobit.targets.verify import EXACT, verify
 from isobit.tools.status import op_program
-from isobit.quant.vectors import join
-
 from tests.models import mamba_block
 from tests.primitives import primitive_programs, primitive_vectors
 
@@ -26,7 +25,7 @@ RUNNABLE = [t for t in TARGETS if t != "gpu"]
 NEEDS = {"c": ["gcc"], "mcu": ["arm-none-eabi-gcc", "qemu-system-arm"], "hls": ["g++"], "cpu": ["gcc"]}
 
 
-def every_target(test: Callable[..., None]) -> Callable[..., None]:
+def every_target(test: Callable[..., None]) -> Any:
     rows = [pytest.param(t, marks=pytest.mark.needs(*NEEDS.get(t, []))) for t in RUNNABLE]
     return pytest.mark.parametrize("name", rows)(test)
 
@@ -67,7 +66,8 @@ def test_a_new_pointwise_op_runs_fused_and_exact(name: str, monkeypatch: pytest.
     program = mamba_block(extra_op=("soft_threshold", {"limit": 9}))
     groups = plan(program)
     fused = next(g for g in groups if "soft_threshold" in [n.op for n in g.nodes])
-    assert len(fused.nodes) > 1 and fused.head is not None
+    assert len(fused.nodes) > 1
+    assert fused.head is not None
     assert_exact(program, name, list(golden(program)))
 
 
