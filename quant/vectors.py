@@ -80,7 +80,7 @@ def random_values(elem: IntType, shape: tuple[int, ...], rng: np.random.Generato
     return np.where(kind < 2, uniform, np.where(kind == 2, rng.choice(edges(elem), shape), small))
 
 
-def golden(program: Program, real: Arrays | None = None, steps: int = 8, seed: int = 0) -> Iterator[Vectors]:
+def golden(program: Program, real: Arrays | None = None, steps: int = 16, seed: int = 0) -> Iterator[Vectors]:
     """Corner cases, seeded random, one step, a resumed sequence, and real samples (name -> (B, T, *shape))."""
     rng = np.random.default_rng(seed)
 
@@ -94,7 +94,7 @@ def golden(program: Program, real: Arrays | None = None, steps: int = 8, seed: i
 
     parts = {i.name: corners(i) for i in program.inputs}
     yield _vectors(program, "corners", "constant at both ends and at zero, and alternating between the ends", parts)
-    randoms = {i.name: random_values(i.type.elem, shape(i, 4, steps), rng) for i in program.inputs}
+    randoms = {i.name: random_values(i.type.elem, shape(i, 8, steps), rng) for i in program.inputs}
     yield _vectors(program, "random", f"seeded random over each input's type (seed {seed})", randoms)
     single = {i.name: random_values(i.type.elem, shape(i, 2, 1), rng) for i in program.inputs}
     yield _vectors(program, "one-step", "a sequence of length one", single)

@@ -97,7 +97,7 @@ def torch_domain() -> Domain:
         return torch.minimum(torch.maximum(x, torch.as_tensor(lo)), torch.as_tensor(hi))
 
     return Domain(
-        where=lambda c, a, b: torch.where(c, torch.as_tensor(a), torch.as_tensor(b)),
+        where=lambda c, a, b: torch.where(torch.as_tensor(c), torch.as_tensor(a), torch.as_tensor(b)),
         clip=clip,
         lookup=lambda values, index: torch.tensor(values, dtype=torch.int64)[index],
         bit_length=bit_length,
@@ -109,6 +109,9 @@ def torch_domain() -> Domain:
 def z3_domain() -> Domain:
     """Signed bit vectors of one width, wide enough for every intermediate value: no wrap, so integers."""
     import z3
+
+    def lift(x: Any, condition: Any) -> Any:
+        return z3.BitVecVal(x, condition.arg(0).size()) if isinstance(x, int) else x
 
     def lookup(values: tuple[int, ...], index: Any) -> Any:
         width = index.size()
@@ -125,7 +128,7 @@ def z3_domain() -> Domain:
         return n
 
     return Domain(
-        where=z3.If,
+        where=lambda c, a, b: z3.If(c, lift(a, c), lift(b, c)),
         clip=lambda x, lo, hi: z3.If(x < lo, lo, z3.If(x > hi, hi, x)),
         lookup=lookup,
         bit_length=bit_length,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,11 +111,17 @@ def _enumerate(claim: Claim, cut: Sym) -> bool:
     return not np.any(wrong)
 
 
+def term_width(nodes: Sequence[Sym], known: Mapping[int, Interval]) -> int:
+    """Bits of a vector in which every value of `nodes` and every product inside `mulh` is exact."""
+    products = [sum(known[a.number].bits for a in n.args) for n in nodes if n.op == "mulh"]
+    return max([known[n.number].bits for n in nodes] + products) + 1
+
+
 def _by_z3(claim: Claim, cone: tuple[Sym, ...]) -> None:
     import z3
 
     exact = intervals(cone, {})
-    width = max(i.bits for i in exact.values()) + 1
+    width = term_width(cone, exact)
     terms, solver = dict[int, Any](), z3.Solver()
     solver.set("timeout", Z3_MILLISECONDS)
     for n in cone:

@@ -94,6 +94,8 @@ class Graph:
         _refuse_misused_conditions(primitive, nodes)
         if all(n.op == "const" for n in nodes):
             return self.symbol(PRIMITIVES[primitive](domain_of(), *(n.range.lo for n in nodes)))
+        if primitive == "select" and nodes[0].fixed is not None:
+            return nodes[1] if nodes[0].fixed else nodes[2]
         if (same := _identity(primitive, nodes)) is not None:
             return same
         known = nodes[0].range.apply(primitive, *(n.range for n in nodes))

@@ -26,7 +26,6 @@ BINARY: dict[str, Callable[[int, int], int]] = {
     "and": lambda a, b: a & b,
     "or": lambda a, b: a | b,
     "xor": lambda a, b: a ^ b,
-    "mulh": lambda a, b: (a * b) >> 32,
     "lt": lambda a, b: int(a < b),
     "le": lambda a, b: int(a <= b),
     "eq": lambda a, b: int(a == b),
@@ -45,6 +44,17 @@ def interval_and_member(draw: st.DrawFn) -> tuple[Interval, int]:
 @given(a=interval_and_member(), b=interval_and_member())
 def test_intervals_hold_every_value(name: str, a: tuple[Interval, int], b: tuple[Interval, int]) -> None:
     assert BINARY[name](a[1], b[1]) in INTERVALS[name](a[0], b[0])
+
+
+@given(a=st.integers(-(1 << 31), (1 << 31) - 1), b=st.integers(-(1 << 31), (1 << 31) - 1), w=st.integers(0, 1 << 20))
+def test_mulh_interval_holds_every_value(a: int, b: int, w: int) -> None:
+    known = Interval(max(a - w, -(1 << 31)), a)
+    assert (a * b) >> 32 in INTERVALS["mulh"](known, Interval(b, b))
+
+
+def test_mulh_of_wide_operands_is_refused() -> None:
+    with pytest.raises(ExprError, match="do not both fit 32 bits"):
+        INTERVALS["mulh"](Interval(0, 1 << 40), Interval(0, 1))
 
 
 @given(x=interval_and_member(), n=st.integers(0, 62))
