@@ -1,18 +1,41 @@
-"""What the command line prints: tables, progress, JSON."""
+"""What the command line prints: results on standard output, progress and notes on standard error."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from isobit.targets.verify import MISMATCH, Row
+
+WIDTH = 150
+"""Columns where the output is no terminal."""
+
+NO_BREAK = "\u00a0"
+
+UNITS = {
+    "instructions": "instructions/step",
+    "macs": "MACs/step",
+    "flash": "B flash",
+    "ram": "B RAM",
+    "stack": "B stack",
+    "weights": "B weights",
+    "state": "B state",
+    "library_bytes": "B library",
+    "cubin_bytes": "B cubin",
+    "lines": "lines",
+}
+"""How a target's figure is read; others are shown as `name value`, but a board as its name."""
 
 
 def print_json(value: object) -> None:
     sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
+
+
+def note(message: str) -> None:
+    """Something the user should know, on standard error."""
+    sys.stderr.write(f"isobit: {message}\n")
 
 
 def print_table(
@@ -21,65 +44,77 @@ def print_table(
     """A table on standard output; columns named in `right` are numbers."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold", show_header=any(columns))
     for c in columns:
         table.add_column(c, justify="right" if c in right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*("" if v is None else str(v) for v in row))
-    console = Console(width=None if sys.stdout.isatty() else 150)
-    console.print(table)
+        table.add_row(*(Text(cell(value)) for value in row))
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    with console.capture() as captured:
+        if title:
+            console.print(Text(title, style="italic"), soft_wrap=True)
+        console.print(table)
+    lines = captured.get().replace(NO_BREAK, " ").splitlines()
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in lines))
+
+
+def cell(value: object) -> str:
+    """Integers with separators, floats to three digits, None as nothing."""
+    match value:
+        case None:
+            return ""
+        case bool() | str():
+            return str(value)
+        case int():
+            return f"{value:,}"
+        case float():
+            return f"{value:.3g}"
+    return str(value)
 
 
 @contextmanager
-def progress(quiet: bool) -> Iterator[Callable[[str], None]]:
-    """Yields a function that shows what is being done now, on standard error: a live line on a terminal, else plain lines."""
-    if quiet:
-        yield lambda _: None
-        return
-    from rich.console import Console
+def progress(as_json: bool) -> Iterator[Callable[[str], None]]:
+    """Yields a function that shows what is being done now, on standard error.
 
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda message: console.print(f"  {message}", markup=False, highlight=False)
-        return
-    with console.status("") as status:
-        yield lambda message: status.update(message)
+    On a terminal one live line; else plain lines, and none with `as_json`.
+    """
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.text import Text
 
-
-def verification_rows(rows: Sequence[Row]) -> list[list[object]]:
-    """Cells of the verification table."""
-    return [
-        [
-            r.target,
-            r.status,
-            f"{r.values:,}" if r.values else "",
-            r.ran or r.reason,
-            figures(r.info),
-            f"{r.seconds:.1f}",
-        ]
-        for r in rows
-    ]
+        with Console(stderr=True).status("") as status:
+            yield lambda message: status.update(Text(message))
+    elif as_json:
+        yield lambda message: None
+    else:
+        yield lambda message: print(f"  {message}", file=sys.stderr, flush=True)
 
 
 VERIFICATION_COLUMNS = ("target", "result", "values", "what ran, or why not", "figures", "seconds")
 
 
-def figures(info: Any) -> str:
-    """A target's figures in one cell."""
-    units = {"instructions": "instructions/step", "flash": "B flash", "ram": "B RAM", "stack": "B stack"}
-    units |= {"size": "B", "weights": "B weights", "state": "B state"}
+def verification_rows(rows: Sequence[Row]) -> list[list[object]]:
+    """Cells of the verification table."""
+    return [
+        [r.target, r.status, r.values or None, r.ran or r.reason, figures(r.info), f"{r.seconds:.1f}"] for r in rows
+    ]
+
+
+def figures(info: Mapping[str, object]) -> str:
+    """A target's figures in one cell; a line may break between them only."""
     parts = []
     for key, value in info.items():
-        number = f"{value:,}" if isinstance(value, int) else str(value)
-        parts.append(f"{number} {units[key]}" if key in units else f"{key} {number}")
+        text = f"{cell(value)} {UNITS[key]}" if key in UNITS else cell(value) if key == "board" else f"{key} {value}"
+        parts.append(text.replace(" ", NO_BREAK))
     return ", ".join(parts)
 
 
 def print_verification(title: str, rows: Sequence[Row]) -> None:
+    """The table, then for each mismatch where it first shows."""
     print_table(title, VERIFICATION_COLUMNS, verification_rows(rows), right=("values", "seconds"))
     for r in rows:
         if r.status == MISMATCH:
-            sys.stdout.write(
-                f"\n{r.target}: {r.reason}\n{r.divergence or 'every traced node is equal: the fault lies outside the kernels'}\n"
-            )
+            where = r.divergence or "every traced node is equal: the fault lies outside the kernels"
+            sys.stdout.write(f"\n{r.target}: {r.reason}\n{where}\n")
