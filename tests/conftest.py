@@ -1,10 +1,8 @@
-"""Fixtures, and the rule that a missing toolchain never passes: `needs` fails the test, with the remedy."""
+"""The rule that a missing toolchain never passes: `needs` fails the test, with the remedy."""
 
 from __future__ import annotations
 
-import os
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -19,15 +17,3 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         for tool in marker.args:
             if shutil.which(tool) is None:
                 pytest.fail(f"{tool} is not installed; install it with: apt-get install {PACKAGES.get(tool, tool)}")
-
-
-@pytest.fixture(scope="session")
-def real_data() -> Path:
-    """The folder of real data named by ISOBIT_DATA; without it a test shows as not run."""
-    folder = os.environ.get("ISOBIT_DATA")
-    if not folder:
-        pytest.skip("not run: ISOBIT_DATA names no folder of real data")
-    path = Path(folder)
-    if not path.is_dir():
-        pytest.fail(f"ISOBIT_DATA={folder}: no such folder")
-    return path

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 PROGRAM = click.argument("program", type=click.Path(path_type=Path))
 TARGETS_OPTION = click.option(
@@ -16,16 +19,22 @@ BOARD = click.option("--board", help="Board of target mcu (see: isobit targets).
 ARCH = click.option("--arch", help="LLVM CPU name of target cpu, or GPU architecture of target gpu (sm_90).")
 JSON = click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 
+EXTRAS = {"torch": "quantize", "safetensors": "quantize", "sklearn": "demo", "tvm": "tvm"}
+"""Packages that only some commands need -> the extra of isobit that installs them."""
 
-def data_option(required: bool, help: str) -> Any:
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+
+def data_option(required: bool, help: str) -> Callable[[Command], Command]:
     return click.option("--data", type=click.Path(path_type=Path), required=required, help=help)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="isobit")
 def cli() -> None:
-    """Quantize linear-complexity models to integers, build them for CPU, GPU, microcontroller and FPGA, and prove that every
-    target gives the same integers as one reference, bit for bit.
+    """Quantize linear-complexity models to integers, build them for CPU, GPU, microcontroller and FPGA, and prove that
+    every target gives the same integers as one reference, bit for bit.
 
     Exit codes: 0 all equal, 1 a mismatch or a failed check, 2 wrong usage or a missing toolchain.
     """
@@ -55,7 +64,7 @@ def demo(targets: str, out: Path, as_json: bool) -> None:
 @click.option(
     "--t-max", type=click.IntRange(min=1), default=1024, show_default=True, help="Longest mean over time, in steps."
 )
-@click.option("--name", help="Name of the model in generated code; the file's name by default.")
+@click.option("--name", help="Name of the model in generated code; by default the zoo's or the factory's name.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The .onnx to write.")
 @JSON
 def quantize(
@@ -72,7 +81,7 @@ def quantize(
     """Quantize MODEL, which is pkg.mod:factory or a zoo name (digits), and write it as integers in one .onnx file."""
     from isobit.tools.commands import quantize_command
 
-    quantize_command(model, weights, recipe, calib, input_scale, t_max, name or out.stem, out, as_json)
+    quantize_command(model, weights, recipe, calib, input_scale, t_max, name, out, as_json)
 
 
 @cli.command()
@@ -157,7 +166,7 @@ def inspect(
     program: Path, data: Path | None, model: str | None, weights: Path | None, raw: bool, as_json: bool
 ) -> None:
     """Layers, widths, bounds, multiply-accumulates and bytes; with data, what costs accuracy."""
-    from isobit.tools.commands import inspect_command
+    from isobit.tools.inspect import inspect_command
 
     inspect_command(program, data, model, weights, raw, as_json)
 
@@ -166,7 +175,7 @@ def inspect(
 @JSON
 def targets(as_json: bool) -> None:
     """The targets, and whether their toolchains are here."""
-    from isobit.tools.commands import targets_command
+    from isobit.tools.lists import targets_command
 
     targets_command(as_json)
 
@@ -175,7 +184,7 @@ def targets(as_json: bool) -> None:
 @JSON
 def ops(as_json: bool) -> None:
     """The ops that a Program may use."""
-    from isobit.tools.commands import ops_command
+    from isobit.tools.lists import ops_command
 
     ops_command(as_json)
 
@@ -184,7 +193,7 @@ def ops(as_json: bool) -> None:
 @JSON
 def recipes(as_json: bool) -> None:
     """The recipes: bit widths by name."""
-    from isobit.tools.commands import recipes_command
+    from isobit.tools.lists import recipes_command
 
     recipes_command(as_json)
 
@@ -205,15 +214,26 @@ def main() -> None:
         cli.main(standalone_mode=False)
     except click.exceptions.Exit as e:
         sys.exit(e.exit_code)
-    except click.Abort:
-        sys.exit("isobit: interrupted")
+    except (click.Abort, KeyboardInterrupt):
+        _fail("interrupted", INTERRUPTED)
     except click.ClickException as e:
         e.show()
         sys.exit(e.exit_code)
-    except Exception as e:
-        from isobit.quant.errors import IsobitError
-
-        if not isinstance(e, (IsobitError, OSError)):
+    except ModuleNotFoundError as e:
+        package = (e.name or "").partition(".")[0]
+        if package not in EXTRAS:
             raise
-        click.echo(f"isobit: {e}", err=True)
-        sys.exit(2)
+        _fail(f"{package} is not installed; install it with: pip install 'isobit[{EXTRAS[package]}]'", 2)
+    except OSError as e:
+        _fail(f"{e.filename}: {e.strerror}" if e.filename and e.strerror else str(e), 2)
+    except Exception as e:
+        from isobit.quant.errors import CheckError, IsobitError
+
+        if not isinstance(e, IsobitError):
+            raise
+        _fail(str(e), 1 if isinstance(e, CheckError) else 2)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    click.echo(f"isobit: {message}", err=True)
+    sys.exit(code)

@@ -13,14 +13,13 @@ import numpy.typing as npt
 
 from isobit.export.onnx.load import load, save
 from isobit.quant.errors import InputError, IsobitError
-from isobit.quant.program import Array, Arrays, Program
+from isobit.quant.program import Arrays, Program
 from isobit.quant.vectors import Vectors, golden
 from isobit.targets.mcu.target import board_of
 from isobit.targets.target import Artifact, NotHere, Options, target
 from isobit.targets.verify import Row, Verified, target_names, verify, verify_artifact
 from isobit.tools import show
-from isobit.tools.data import only_input, read_arrays, read_input, saturated_integers, to_integers
-from isobit.tools.data import write_arrays as write_arrays
+from isobit.tools.data import read_arrays, read_input, read_labelled, write_arrays
 from isobit.tools.paths import check_output_file, check_output_folder, write_folder
 
 
@@ -186,7 +185,7 @@ def chosen_vectors(vectors: list[Vectors], only: str | None) -> list[Vectors]:
 def run_command(program: Path, on: str, data: Path, raw: bool, out: Path) -> None:
     p = load(program)
     check_output_file(out)
-    outputs, states = execute(p, on, _read(p, data, raw))
+    outputs, states = execute(p, on, read_input(p, data, raw))
     named = {"y": outputs[p.outputs[0]]} if len(p.outputs) == 1 else outputs
     write_arrays(out, named | states)
     rows = [[k, " x ".join(map(str, v.shape))] for k, v in (named | states).items()]
@@ -195,8 +194,8 @@ def run_command(program: Path, on: str, data: Path, raw: bool, out: Path) -> Non
 
 def accuracy_command(program: Path, data: Path, on: str, raw: bool, as_json: bool) -> None:
     p = load(program)
-    labels = read_labels(p, data)
-    outputs, _ = execute(p, on, _read(p, data, raw))
+    inputs, labels = read_labelled(p, data, raw)
+    outputs, _ = execute(p, on, inputs)
     right, total = correct(outputs[p.outputs[0]], labels), len(labels)
     if as_json:
         show.print_json({"on": on, "samples": total, "correct": right, "accuracy": right / total})
@@ -204,13 +203,7 @@ def accuracy_command(program: Path, data: Path, on: str, raw: bool, as_json: boo
         print(f"{p.name} on {on}: {100 * right / total:.2f} % ({right} of {total})")
 
 
-def _read(p: Program, data: Path, raw: bool) -> Arrays:
-    
-    inputs = read_input(p, data, raw)
-    return inputs
-
-
-def correct(logits: Array, labels: npt.NDArray[np.integer]) -> int:
+def correct(logits: npt.NDArray[np.number], labels: npt.NDArray[np.integer]) -> int:
     """How often the largest output of the last step is the label's."""
     return int((logits[:, -1].argmax(-1) == labels).sum())
 

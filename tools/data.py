@@ -11,14 +11,26 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from isobit.quant.check import check
 from isobit.quant.errors import InputError
 from isobit.quant.lower.edges import quantize_input
 from isobit.quant.program import Array, Arrays, Input, Program
+from isobit.targets.files import write_file
+from isobit.tools import show
 
 LARGEST = 2 << 30
 """Bytes that one file of arrays may unpack to."""
 
-UNREADABLE = (ValueError, OSError, EOFError, MemoryError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
+UNREADABLE = (
+    ValueError,
+    OSError,
+    EOFError,
+    MemoryError,
+    NotImplementedError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, npt.NDArray[Any]]:
@@ -51,17 +63,11 @@ def _listed(names: tuple[str, ...]) -> str:
     return "arrays " + ", ".join(f"'{n}'" for n in names) if names else "no array"
 
 
-def npz_bytes(arrays: dict[str, npt.NDArray[Any]]) -> bytes:
-    """The content of an .npz file."""
+def write_arrays(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
+    """Write an .npz file, whole or not at all; the same arrays give the same bytes."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    return buffer.getvalue()
-
-
-def only_input(p: Program) -> Input:
-    if len(p.inputs) != 1:
-        raise InputError(f"{p.name} has {len(p.inputs)} inputs; --data serves models with one")
-    return p.inputs[0]
+    write_file(path, buffer.getvalue())
 
 
 def read_input(p: Program, path: Path, raw: bool) -> Arrays:
@@ -69,35 +75,51 @@ def read_input(p: Program, path: Path, raw: bool) -> Arrays:
     return {only_input(p).name: to_integers(p, read_arrays(path, ("x",))["x"], raw, f"{path}: array x")}
 
 
+def only_input(p: Program) -> Input:
+    """The input that --data is for."""
+    if len(p.inputs) != 1:
+        raise InputError(f"{p.name} has {len(p.inputs)} inputs; --data serves models with one")
+    return p.inputs[0]
+
+
 def to_integers(p: Program, x: npt.NDArray[Any], raw: bool, where: str) -> Array:
-    """int64 (samples, T, *shape): with `raw` x holds the input's own integers, else real values for the edge rule."""
+    """int64 (samples, T, *shape).  With `raw` x holds the input's own integers, else real values for the edge rule."""
     t = only_input(p).type
     if x.ndim != len(t.shape) + 1 or x.shape[2:] != t.dims or 0 in x.shape:
         expected = ", ".join(["samples", *map(str, t.shape)])
         raise InputError(f"{where}: expected shape ({expected}), none of them 0, got {x.shape}")
-    if not raw:
-        assert t.scale is not None
-        return quantize_input(x, t.scale, t.elem, where)
-    if not np.issubdtype(x.dtype, np.integer):
-        raise InputError(f"{where}: --raw expects the input's integers, got {x.dtype}; leave --raw out for real values")
-    if x.min() < t.elem.range.lo or x.max() > t.elem.range.hi:
-        raise InputError(
-            f"{where}: expected integers of {t.elem}, {t.elem.range.lo} to {t.elem.range.hi}, "
-            f"got {x.min()} to {x.max()}; leave --raw out for real values"
+    known = t.elem.range
+    if raw:
+        if not np.issubdtype(x.dtype, np.integer):
+            raise InputError(f"{where}: expected integers, got {x.dtype}; leave out --raw for real values")
+        if x.min() < known.lo or x.max() > known.hi:
+            raise InputError(
+                f"{where}: expected {t.elem}, integers from {known.lo} to {known.hi}, got {x.min()} to {x.max()}; "
+                "leave out --raw for real values"
+            )
+        return x.astype(np.int64)
+    assert t.scale is not None
+    lo, hi = known.lo * t.scale, known.hi * t.scale
+    if np.issubdtype(x.dtype, np.integer) and (outside := int(((x < lo) | (x > hi)).sum())):
+        show.note(
+            f"{where}: {outside} of {x.size} values leave the input's range, {lo:g} to {hi:g}, and saturate; "
+            "if these integers are the input's own, say --raw"
         )
-    return x.astype(np.int64)
+    return quantize_input(x, t.scale, t.elem, where)
 
 
-def saturated_integers(p: Program, x: npt.NDArray[Any], raw: bool) -> str | None:
-    """What to tell a user whose integers, taken for real values, leave the input's range: was --raw meant?"""
-    t = only_input(p).type
-    if raw or not np.issubdtype(x.dtype, np.integer) or t.scale is None:
-        return None
-    lo, hi = t.elem.range.lo * t.scale, t.elem.range.hi * t.scale
-    outside = int(((x < lo) | (x > hi)).sum())
-    if not outside:
-        return None
-    return (
-        f"x: {outside} of {x.size} values leave the input's range, {lo:g} to {hi:g}, and saturate; "
-        "if these integers are the input's own, say --raw"
-    )
+def read_labelled(p: Program, path: Path, raw: bool) -> tuple[Arrays, npt.NDArray[np.integer]]:
+    """Arrays `x`, as `read_input`, and `y`: for each sample the index of its class among the Program's outputs."""
+    arrays = read_arrays(path, ("x", "y"))
+    x = to_integers(p, arrays["x"], raw, f"{path}: array x")
+    y, where = arrays["y"], f"{path}: array y"
+    dims = check(p).types[p.outputs[0]].dims
+    if len(p.outputs) != 1 or len(dims) != 1:
+        raise InputError(f"{p.name}: accuracy is for a classifier with one output per class, this one's is {dims}")
+    if y.shape != (len(x),):
+        raise InputError(f"{where}: expected one label for each of the {len(x)} samples, got shape {y.shape}")
+    if not np.issubdtype(y.dtype, np.integer):
+        raise InputError(f"{where}: expected integers, got {y.dtype}")
+    if y.min() < 0 or y.max() >= dims[0]:
+        raise InputError(f"{where}: expected labels from 0 to {dims[0] - 1}, got {y.min()} to {y.max()}")
+    return {only_input(p).name: x}, y

@@ -9,17 +9,20 @@ import numpy as np
 
 from isobit.export.onnx.load import load, save
 from isobit.quant.errors import CheckError
-from isobit.quant.program import Program
+from isobit.quant.interpret import interpret
 from isobit.quant.vectors import golden
-from isobit.targets.verify import Verified, target_names, verify
+from isobit.targets.verify import Verified, verify
 from isobit.tools import show
-from isobit.tools.commands import correct, exit_code
+from isobit.tools.commands import chosen_targets, correct, exit_code
+from isobit.tools.data import write_arrays
+from isobit.tools.paths import check_output_folder
 
 
 def run_demo(out: Path, targets: str, as_json: bool) -> int:
     """Returns the exit code; writes `out`/digits.onnx and `out`/digits.npz (the test set)."""
     began = time.perf_counter()
-    names = target_names(targets)
+    names = chosen_targets(targets)
+    check_output_folder(out)
     with show.progress(as_json) as tell:
         tell("load the trained model and the digits")
         from isobit.quant.calibrate.observe import float_outputs
@@ -37,14 +40,14 @@ def run_demo(out: Path, targets: str, as_json: bool) -> int:
         program = load(path)
         if program.digest != quantized.program.digest:
             raise CheckError(f"{path}: read back as {program.digest}, written as {quantized.program.digest}")
-        save_test_set(out / "digits.npz", data.test.x, data.test.y)
+        # For the commands that take --data.
+        write_arrays(out / "digits.npz", {"x": data.test.x, "y": data.test.y})
         test = {program.inputs[0].name: data.test.x.astype(np.int64)}
         result = verify(program, names, list(golden(program, test)), progress=tell)
         tell("accuracy")
-        right = correct(_logits(program, test), data.test.y)
-        float_right = correct(
-            float_outputs(quantized.graph, data.test.x.astype(np.float64) * digits.INPUT_SCALE), data.test.y
-        )
+        right = correct(interpret(program, test)[0][program.outputs[0]], data.test.y)
+        real = data.test.x.astype(np.float64) * digits.INPUT_SCALE
+        float_right = correct(float_outputs(quantized.graph, real), data.test.y)
     seconds = time.perf_counter() - began
     accuracy = {"float": float_right / len(data.test), "integer": right / len(data.test)}
     rows = [r.json() for r in result.rows]
@@ -53,20 +56,6 @@ def run_demo(out: Path, targets: str, as_json: bool) -> int:
     else:
         _print(result, accuracy, len(data.test), path, seconds)
     return exit_code(program, result.rows, explicit=targets != "all")
-
-
-def save_test_set(path: Path, x: object, y: object) -> None:
-    """The test split, for the commands that take --data."""
-    from isobit.targets.files import write_file
-    from isobit.tools.data import npz_bytes
-
-    write_file(path, npz_bytes({"x": np.asarray(x), "y": np.asarray(y)}))
-
-
-def _logits(program: Program, inputs: dict[str, np.ndarray]) -> np.ndarray:  # type: ignore[type-arg]
-    from isobit.quant.interpret import interpret
-
-    return interpret(program, inputs)[0][program.outputs[0]]
 
 
 def _print(result: Verified, accuracy: dict[str, float], samples: int, path: Path, seconds: float) -> None:

@@ -1,0 +1,77 @@
+"""What the documents say is so: the status table is the measured one, files and folders exist, commands run."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from isobit.targets.target import TARGETS
+from isobit.targets.verify import EXACT, NOT_RUN
+from isobit.tools.status import STORED, markdown, measure
+from isobit.tools.status_table import with_block
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "DECISIONS.md", "CHANGELOG.md"]
+
+
+def test_the_readme_shows_the_stored_status_table() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert with_block(readme, markdown(json.loads(STORED.read_text()))) == readme, "run `make status`"
+
+
+def test_the_stored_status_table_is_complete_and_exact() -> None:
+    from isobit.quant.ops import OPS
+
+    table = json.loads(STORED.read_text())
+    assert list(table) == list(OPS)
+    for row in table.values():
+        assert list(row) == list(TARGETS)
+        assert {cell["status"] for name, cell in row.items() if name != "gpu"} == {EXACT}
+
+
+@pytest.mark.slow
+@pytest.mark.needs("gcc", "g++", "arm-none-eabi-gcc", "qemu-system-arm")
+def test_the_status_table_measured_now_is_the_stored_one() -> None:
+    stored, now = json.loads(STORED.read_text()), measure()
+    for op, row in now.items():
+        assert row.pop("gpu")["status"] in (EXACT, NOT_RUN)
+        stored[op].pop("gpu")
+        assert row == stored[op]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_paths_named_in_documents_exist(document: str) -> None:
+    text = (ROOT / document).read_text()
+    named = re.findall(r"`((?:quant|export|targets|runtime_stubs|tests|tools)/[A-Za-z0-9_./]*)`", text)
+    missing = [n for n in named if "NAME" not in n and not (ROOT / n).exists()]
+    assert not missing
+    linked = re.findall(r"\]\(([A-Z]+\.md)\)", text)
+    assert not [n for n in linked if not (ROOT / n).is_file()]
+
+
+@pytest.mark.needs("gcc")
+def test_the_one_gcc_line_of_the_readme(tmp_path: Path) -> None:
+    from isobit.targets.target import Options, target
+
+    from tests.models import mamba_block
+
+    line = next(x for x in (ROOT / "README.md").read_text().splitlines() if x.startswith("cd firmware && gcc"))
+    target("c").build(mamba_block(), tmp_path, Options())
+    command = line.removeprefix("cd firmware && ").replace("my_model", "block")
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "equal to the reference bit for bit" in done.stdout
+    golden = tmp_path / "block_golden.h"
+    edited = re.sub(
+        r"(golden_block_out_proj_y.*?\{\s*\{)(-?\d+)",
+        lambda m: f"{m[1]}{int(m[2]) ^ 1}",
+        golden.read_text(),
+        flags=re.S,
+    )
+    assert edited != golden.read_text()
+    golden.write_text(edited)
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1

@@ -1,0 +1,47 @@
+"""`isobit targets`, `ops`, `recipes`: what there is."""
+
+from __future__ import annotations
+
+from isobit.targets.target import TARGETS, target
+from isobit.targets.toolchain import ToolMissing
+from isobit.tools import show
+
+
+def targets_command(as_json: bool) -> None:
+    from isobit.targets.mcu.boards import BOARDS
+
+    rows = []
+    for name, row in TARGETS.items():
+        try:
+            here, detail = "yes", target(name).probe()
+        except ToolMissing as e:
+            here, detail = "no", str(e)
+        rows.append({"target": name, "here": here, "what": row.summary, "toolchain": detail})
+    if as_json:
+        show.print_json({"targets": rows, "boards": list(BOARDS)})
+    else:
+        show.print_table("", list(rows[0]), [list(r.values()) for r in rows])
+        print(f"\nboards of mcu: {', '.join(BOARDS)}")
+
+
+def ops_command(as_json: bool) -> None:
+    from isobit.quant.ops import OPS
+
+    rows = [
+        {"op": name, "structure": op.structure.name.lower(), "what": op.summary, "cases": len(op.cases)}
+        for name, op in OPS.items()
+    ]
+    if as_json:
+        show.print_json(rows)
+    else:
+        show.print_table("", list(rows[0]), [list(r.values()) for r in rows], right=("cases",))
+
+
+def recipes_command(as_json: bool) -> None:
+    from isobit.quant.recipe import RECIPES
+
+    rows = [vars(r) for r in RECIPES.values()]
+    if as_json:
+        show.print_json(rows)
+    else:
+        show.print_table("", list(rows[0]), [list(r.values()) for r in rows])
