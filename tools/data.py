@@ -98,7 +98,8 @@ def to_integers(p: Program, x: npt.NDArray[Any], raw: bool, where: str) -> Array
                 "leave out --raw for real values"
             )
         return x.astype(np.int64)
-    assert t.scale is not None
+    if t.scale is None:
+        raise InputError(f"{where}: {p.name} says no scale for its input; give its integers, with --raw")
     lo, hi = known.lo * t.scale, known.hi * t.scale
     if np.issubdtype(x.dtype, np.integer) and (outside := int(((x < lo) | (x > hi)).sum())):
         show.note(

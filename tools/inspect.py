@@ -15,7 +15,7 @@ from isobit.tools import show
 from isobit.tools.data import only_input, read_arrays, to_integers
 
 COLUMNS = ("layer", "op", "value", "bits", "widest", "MACs", "weights", "state")
-LEGEND = "bits needed / stored, bits of the widest intermediate, per step; bytes of weights and state"
+LEGEND = "bits needed/stored; widest intermediate in bits; MACs per step; weights and state in bytes"
 
 
 def inspect_command(

@@ -12,7 +12,8 @@ from isobit.targets.verify import MISMATCH, Row
 WIDTH = 150
 """Columns where the output is no terminal."""
 
-NO_BREAK = "\u00a0"
+GLUE = "\ue000"
+"""Stands for a space at which no line may break; rich breaks at a no-break space."""
 
 UNITS = {
     "instructions": "instructions/step",
@@ -26,7 +27,7 @@ UNITS = {
     "cubin_bytes": "B cubin",
     "lines": "lines",
 }
-"""How a target's figure is read; others are shown as `name value`, but a board as its name."""
+"""What follows a target's figure; one that is not here is shown as `name value`."""
 
 
 def print_json(value: object) -> None:
@@ -56,7 +57,7 @@ def print_table(
         if title:
             console.print(Text(title, style="italic"), soft_wrap=True)
         console.print(table)
-    lines = captured.get().replace(NO_BREAK, " ").splitlines()
+    lines = captured.get().replace(GLUE, " ").splitlines()
     sys.stdout.write("".join(f"{line.rstrip()}\n" for line in lines))
 
 
@@ -106,8 +107,8 @@ def figures(info: Mapping[str, object]) -> str:
     """A target's figures in one cell; a line may break between them only."""
     parts = []
     for key, value in info.items():
-        text = f"{cell(value)} {UNITS[key]}" if key in UNITS else cell(value) if key == "board" else f"{key} {value}"
-        parts.append(text.replace(" ", NO_BREAK))
+        text = f"{cell(value)} {UNITS[key]}" if key in UNITS else f"{key} {value}"
+        parts.append(text.replace(" ", GLUE))
     return ", ".join(parts)
 
 

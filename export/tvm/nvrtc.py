@@ -60,10 +60,14 @@ class Nvrtc:
         self._check(self.library.nvrtcGetSupportedArchs(found))
         return [f"sm_{n}" for n in found]
 
-    def cubin(self, text: str, arch: str) -> bytes:
-        """Machine code for one architecture, the same bytes for the same source; raises InputError for one unknown."""
+    def check_architecture(self, arch: str) -> None:
+        """Raises InputError for one that `cubin` cannot compile for."""
         if not re.fullmatch(r"sm_\d+[af]?", arch) or arch.rstrip("af") not in self.architectures:
             raise InputError(f"GPU architecture '{arch}': NVRTC {self.version} knows {', '.join(self.architectures)}")
+
+    def cubin(self, text: str, arch: str) -> bytes:
+        """Machine code for one architecture, the same bytes for the same source; raises InputError for one unknown."""
+        self.check_architecture(arch)
         program = ctypes.c_void_p()
         names, headers = _strings(list(HEADERS)), _strings(list(HEADERS.values()))
         create = self.library.nvrtcCreateProgram

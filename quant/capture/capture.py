@@ -272,6 +272,8 @@ def _part(c: _Capture, n: fx.Node) -> None:
         c.parameters[sliced[-1]] = c.parameters[name][rows]
     user = next(iter(n.users))
     role = PART_ROLES.get((str(user.target), user.args.index(n) if n in user.args else -1), f"part{index}")
+    if str(user.target) == "aten.linear.default" and c.loc(user) != c.name:
+        role = f"{c.loc(user).rpartition('.')[2]}_input"
     n.meta["nn_module_stack"] = source.meta.get("nn_module_stack")
     c.emit(n, "linear", (whole.inputs[0], *sliced), role)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from importlib import metadata
 from pathlib import Path
@@ -23,9 +24,11 @@ TVM_HINT = "pip install 'isobit[tvm]'"
 def tvm_version() -> str:
     """TVM's version, without importing it; raises ToolMissing."""
     try:
-        return metadata.version("apache-tvm")
-    except metadata.PackageNotFoundError:
-        raise ToolMissing("apache-tvm", TVM_HINT) from None
+        if importlib.util.find_spec("tvm"):
+            return metadata.version("apache-tvm")
+    except ImportError:  # PackageNotFoundError is one
+        pass
+    raise ToolMissing("apache-tvm", TVM_HINT)
 
 
 def probe() -> str:

@@ -67,6 +67,7 @@ def compiled(program: Program, arch: str, traced: bool) -> Compiled:
     """From the Program to machine code."""
     probe()
     nvrtc = Nvrtc()
+    nvrtc.check_architecture(arch)
     from isobit.export.tvm.cuda import source
     from isobit.export.tvm.function import sequence, threads_for
 

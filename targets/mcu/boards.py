@@ -86,91 +86,34 @@ ARM: Final = Toolchain(
 )
 
 
+def _arm(name: str, core: str, cpu: str, abi: str, machine: str, flash: Region, ram: Region) -> Board:
+    """A board with an Arm core; `abi` is gcc's -mfloat-abi."""
+    flags = (f"-mcpu={cpu}", "-mthumb", f"-mfloat-abi={abi}")
+    return Board(name, core, ARM, flags, machine, (), flash, ram, 64 * KIB, "startup_arm.c", "arm.ld")
+
+
 # Floating-point units are left off (soft ABI; on the M55, +nofp keeps integer Helium), so that a float that
 # slipped into a program shows as a call of __aeabi_f*. QEMU has no M0 board of useful size: M0 code runs on an
 # M3, where startup makes a misaligned access fault as on an M0.
+CODE: Final = Region(0x00000000, 4 * MIB)
+SRAM: Final = Region(0x20000000, 4 * MIB)
+
 BOARDS: Final[Mapping[str, Board]] = MappingProxyType(
     {
-        "m0": Board(
-            name="m0",
-            core="Cortex-M0",
-            toolchain=ARM,
-            compile_flags=("-mcpu=cortex-m0", "-mthumb", "-mfloat-abi=soft"),
-            machine="mps2-an385",
-            machine_flags=(),
-            flash=Region(0x00000000, 4 * MIB),
-            ram=Region(0x20000000, 4 * MIB),
-            stack_size=64 * KIB,
-            startup="startup_arm.c",
-            linker_script="arm.ld",
+        "m0": _arm("m0", "Cortex-M0", "cortex-m0", "soft", "mps2-an385", CODE, SRAM),
+        "m3": _arm("m3", "Cortex-M3", "cortex-m3", "soft", "mps2-an385", CODE, SRAM),
+        "m4": _arm("m4", "Cortex-M4", "cortex-m4", "soft", "mps2-an386", CODE, SRAM),
+        "m7": _arm("m7", "Cortex-M7", "cortex-m7", "soft", "mps2-an500", CODE, SRAM),
+        "m33": _arm(
+            "m33", "Cortex-M33", "cortex-m33", "soft", "mps2-an505",
+            Region(0x10000000, 4 * MIB), Region(0x38000000, 2 * MIB),
         ),
-        "m3": Board(
-            name="m3",
-            core="Cortex-M3",
-            toolchain=ARM,
-            compile_flags=("-mcpu=cortex-m3", "-mthumb", "-mfloat-abi=soft"),
-            machine="mps2-an385",
-            machine_flags=(),
-            flash=Region(0x00000000, 4 * MIB),
-            ram=Region(0x20000000, 4 * MIB),
-            stack_size=64 * KIB,
-            startup="startup_arm.c",
-            linker_script="arm.ld",
-        ),
-        "m4": Board(
-            name="m4",
-            core="Cortex-M4",
-            toolchain=ARM,
-            compile_flags=("-mcpu=cortex-m4", "-mthumb", "-mfloat-abi=soft"),
-            machine="mps2-an386",
-            machine_flags=(),
-            flash=Region(0x00000000, 4 * MIB),
-            ram=Region(0x20000000, 4 * MIB),
-            stack_size=64 * KIB,
-            startup="startup_arm.c",
-            linker_script="arm.ld",
-        ),
-        "m7": Board(
-            name="m7",
-            core="Cortex-M7",
-            toolchain=ARM,
-            compile_flags=("-mcpu=cortex-m7", "-mthumb", "-mfloat-abi=soft"),
-            machine="mps2-an500",
-            machine_flags=(),
-            flash=Region(0x00000000, 4 * MIB),
-            ram=Region(0x20000000, 4 * MIB),
-            stack_size=64 * KIB,
-            startup="startup_arm.c",
-            linker_script="arm.ld",
-        ),
-        "m33": Board(
-            name="m33",
-            core="Cortex-M33",
-            toolchain=ARM,
-            compile_flags=("-mcpu=cortex-m33", "-mthumb", "-mfloat-abi=soft"),
-            machine="mps2-an505",
-            machine_flags=(),
-            flash=Region(0x10000000, 4 * MIB),
-            ram=Region(0x38000000, 2 * MIB),
-            stack_size=64 * KIB,
-            startup="startup_arm.c",
-            linker_script="arm.ld",
-        ),
-        "m55": Board(
-            name="m55",
-            core="Cortex-M55",
-            toolchain=ARM,
-            compile_flags=("-mcpu=cortex-m55+nofp", "-mthumb", "-mfloat-abi=hard"),
-            machine="mps3-an547",
-            machine_flags=(),
-            flash=Region(0x00000000, 512 * KIB),
-            ram=Region(0x20000000, 512 * KIB),
-            stack_size=64 * KIB,
-            startup="startup_arm.c",
-            linker_script="arm.ld",
+        "m55": _arm(
+            "m55", "Cortex-M55", "cortex-m55+nofp", "hard", "mps3-an547",
+            Region(0x00000000, 512 * KIB), Region(0x20000000, 512 * KIB),
         ),
     }
-)
+)  # fmt: skip
 
 
 def build(

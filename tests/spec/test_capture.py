@@ -30,7 +30,7 @@ def test_operators_of_the_digits_model(graph: Graph) -> None:
         ("linear", f"{mixer}.in_proj.z", f"{mixer}.in_proj"),
         ("causal_conv1d", f"{mixer}.conv1d", f"{mixer}.conv1d"),
         ("silu", f"{mixer}.silu", mixer),
-        ("linear", f"{mixer}.x_proj.part0", f"{mixer}.x_proj"),
+        ("linear", f"{mixer}.x_proj.dt_proj_input", f"{mixer}.x_proj"),
         ("linear", f"{mixer}.x_proj.B", f"{mixer}.x_proj"),
         ("linear", f"{mixer}.x_proj.C", f"{mixer}.x_proj"),
         ("linear", f"{mixer}.dt_proj", f"{mixer}.dt_proj"),
