@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class IsobitError(Exception):
-    """Any failure with a message for the user; the command line prints it and exits with 2."""
+    """Any failure with a message for the user; the command line prints it and exits with 2 (CheckError: 1)."""
 
 
 class ExprError(IsobitError):

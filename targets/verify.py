@@ -16,7 +16,7 @@ from isobit.quant.program import Array, Arrays, Program
 from isobit.quant.vectors import Vectors
 from isobit.targets.nest import nest
 from isobit.targets.target import TARGETS, Artifact, NotHere, Options, Session, target
-from isobit.targets.toolchain import ToolMissing
+from isobit.targets.toolchain import ToolFailed, ToolMissing
 
 EXACT, MISMATCH, REFUSED, NOT_RUN = "exact", "mismatch", "refused", "not-run"
 
@@ -133,6 +133,8 @@ def _row(
         return verify_artifact(artifact, vectors, folder, progress)
     except ToolMissing as e:
         return Row(name, NOT_RUN, reason=str(e))
+    except ToolFailed as e:
+        return Row(name, MISMATCH, reason=str(e))
 
 
 def verify_artifact(
@@ -157,6 +159,8 @@ def verify_artifact(
                 divergence = find_divergence(artifact, v, wrong, folder)
                 how = "by step" if by_step else "as a sequence"
                 reason = f"{v.name}, sequence {wrong}, {how}: outputs or states differ from the reference"
+                if divergence is None:
+                    reason += "; every traced node is equal, so the fault lies outside the kernels"
                 return Row(name, MISMATCH, compared, reason, info=info, divergence=divergence)
             compared += v.values
         sequences += v.batch

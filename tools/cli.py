@@ -211,7 +211,7 @@ def status(run_now: bool, as_json: bool) -> None:
 def main() -> None:
     """Entry point: a failure with a message for the user is printed without a traceback, exit code 2."""
     try:
-        cli.main(standalone_mode=False)
+        cli.main(prog_name="isobit", standalone_mode=False)
     except click.exceptions.Exit as e:
         sys.exit(e.exit_code)
     except (click.Abort, KeyboardInterrupt):

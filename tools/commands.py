@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from isobit.export.onnx.load import load, save
+from isobit.quant.calibrate.observe import check_array
 from isobit.quant.errors import InputError, IsobitError
 from isobit.quant.program import Arrays, Program
 from isobit.quant.vectors import Vectors, golden
@@ -38,16 +37,19 @@ def quantize_command(
         raise InputError(f"{out}: expected a file name that ends in .onnx")
     check_output_file(out)
     samples = read_arrays(calib, ("x",))["x"]
+    check_array(samples, f"{calib}: array x")
     from isobit.quant.capture.factory import load_model
     from isobit.quant.quantize import input_spec, quantize
 
-    # What the user's own code prints is not the command's result.
-    with show.progress(as_json) as tell, redirect_stdout(sys.stderr):
+    with show.progress(as_json) as tell, show.aside():
         tell(f"load {model}")
         module = load_model(model, weights)
         spec = input_spec(samples, input_scale, str(calib))
         name = name or model.rpartition(":")[2]
-        result = quantize(module, samples, recipe, name=name, input=spec, t_max=t_max, progress=tell)
+        try:
+            result = quantize(module, samples, recipe, name=name, input=spec, t_max=t_max, progress=tell)
+        except InputError as e:
+            raise InputError(f"{model} with {calib}, array x of shape {samples.shape}: {e}") from e
         tell(f"write {out}")
         out.parent.mkdir(parents=True, exist_ok=True)
         save(result.program, out)

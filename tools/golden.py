@@ -1,4 +1,4 @@
-"""`make vectors`: digests of what the reference gives on every op's corner cases, so that a change of arithmetic is seen."""
+"""`make vectors`: digests of what the reference gives on every op's corner cases; a change of arithmetic is seen."""
 
 from __future__ import annotations
 

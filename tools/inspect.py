@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
-from contextlib import redirect_stdout
 from pathlib import Path
 
 from isobit.export.onnx.load import load
@@ -52,7 +50,7 @@ def layers_by_snr(p: Program, data: Path, model: str, weights: Path | None, raw:
     from isobit.quant.capture.factory import load_model
     from isobit.quant.quantize import layer_snr
 
-    with redirect_stdout(sys.stderr):
+    with show.aside():
         graph = capture(load_model(model, weights), x.shape, p.name)
     stranger = InputError(f"{p.name} was not made from {model}: their layers differ; name the model it was made from")
     if not {n.loc for n in p.nodes} <= {n.loc for n in graph.nodes}:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 
 from isobit.targets.verify import MISMATCH, Row
 
@@ -16,7 +17,7 @@ GLUE = "\ue000"
 """Stands for a space at which no line may break; rich breaks at a no-break space."""
 
 UNITS = {
-    "instructions": "instructions/step",
+    "instructions": "instr/step",
     "macs": "MACs/step",
     "flash": "B flash",
     "ram": "B RAM",
@@ -93,6 +94,18 @@ def progress(as_json: bool) -> Iterator[Callable[[str], None]]:
         yield lambda message: print(f"  {message}", file=sys.stderr, flush=True)
 
 
+@contextmanager
+def aside() -> Iterator[None]:
+    """For a user's own model: what it prints goes to standard error, and what torch logs of a failure, nowhere."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        logging.disable(disabled)
+
+
 VERIFICATION_COLUMNS = ("target", "result", "values", "what ran, or why not", "figures", "seconds")
 
 
@@ -117,5 +130,6 @@ def print_verification(title: str, rows: Sequence[Row]) -> None:
     print_table(title, VERIFICATION_COLUMNS, verification_rows(rows), right=("values", "seconds"))
     for r in rows:
         if r.status == MISMATCH:
-            where = r.divergence or "every traced node is equal: the fault lies outside the kernels"
-            sys.stdout.write(f"\n{r.target}: {r.reason}\n{where}\n")
+            sys.stdout.write(
+                "\n".join(["", f"{r.target}: {r.reason}", *([str(r.divergence)] if r.divergence else []), ""])
+            )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -29,17 +31,28 @@ def load_model(spec: str, weights: Path | None = None) -> nn.Module:
     """
     if spec in ZOO and weights is not None:
         raise InputError(f"{spec} ships with its weights; remove {weights}, or name a factory: pkg.mod:factory")
-    module = _call_factory(ZOO.get(spec, spec))
+    with _working_directory_importable():
+        module = _call_factory(ZOO.get(spec, spec))
     if weights is not None:
         load_weights(module, weights)
     return module.eval()
+
+
+@contextmanager
+def _working_directory_importable() -> Iterator[None]:
+    """So that a model may lie beside the command, as with `python -m`."""
+    folder = os.getcwd()
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
 
 
 def _call_factory(spec: str) -> nn.Module:
     package, colon, attribute = spec.partition(":")
     if not (package and colon and attribute):
         raise InputError(f"model '{spec}': expected pkg.mod:factory or one of {', '.join(ZOO)}")
-    sys.path.insert(0, os.getcwd())
     try:
         container = importlib.import_module(package)
     except ModuleNotFoundError as e:
@@ -52,8 +65,6 @@ def _call_factory(spec: str) -> nn.Module:
         ) from e
     except Exception as e:
         raise InputError(f"model '{spec}': importing {package} failed: {type(e).__name__}: {e}") from e
-    finally:
-        sys.path.remove(os.getcwd())
     factory = getattr(container, attribute, None)
     if factory is None:
         names = [k for k, v in vars(container).items() if callable(v) and not k.startswith("_")]

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from isobit.targets.target import TARGETS
 from isobit.targets.verify import EXACT, NOT_RUN
 from isobit.tools.status import STORED, markdown, measure
@@ -30,6 +31,18 @@ def test_the_stored_status_table_is_complete_and_exact() -> None:
     for row in table.values():
         assert list(row) == list(TARGETS)
         assert {cell["status"] for name, cell in row.items() if name != "gpu"} == {EXACT}
+
+
+def test_the_readme_shows_the_program_that_the_demo_makes() -> None:
+    from isobit.quant.quantize import input_spec, quantize
+    from isobit.quant.zoo import digits
+
+    x = digits.data().calibration.x
+    spec = input_spec(x, digits.INPUT_SCALE, "digits")
+    made = quantize(digits.load(), x, "w8a8", name="digits", input=spec, t_max=8).program
+    shown = re.search(r"digits: (\d+) integer nodes, Program (\w+)", (ROOT / "README.md").read_text())
+    assert shown is not None
+    assert (int(shown[1]), shown[2]) == (len(made.nodes), made.digest[:16]), "run the demo and paste its output"
 
 
 @pytest.mark.slow
@@ -55,7 +68,6 @@ def test_paths_named_in_documents_exist(document: str) -> None:
 @pytest.mark.needs("gcc")
 def test_the_one_gcc_line_of_the_readme(tmp_path: Path) -> None:
     from isobit.targets.target import Options, target
-
     from tests.models import mamba_block
 
     line = next(x for x in (ROOT / "README.md").read_text().splitlines() if x.startswith("cd firmware && gcc"))

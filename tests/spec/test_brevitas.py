@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from brevitas.nn import QuantLinear
 from brevitas.quant import Int8WeightPerChannelFloat
+
 from isobit.quant import nn as isobit_nn
 from isobit.quant.quantize import quantize
 

@@ -7,9 +7,13 @@
 /* `>>` of a negative value must round down: C leaves that to the compiler, every one that matters does it. */
 typedef char isobit_needs_arithmetic_shift[(-1 >> 1) == -1 ? 1 : -1];
 
-static inline int32_t isobit_clip32(int32_t x, int32_t lo, int32_t hi) { return x < lo ? lo : x > hi ? hi : x; }
+static inline int32_t isobit_clip32(int32_t x, int32_t lo, int32_t hi) {
+  return x < lo ? lo : x > hi ? hi : x;
+}
 
-static inline int64_t isobit_clip64(int64_t x, int64_t lo, int64_t hi) { return x < lo ? lo : x > hi ? hi : x; }
+static inline int64_t isobit_clip64(int64_t x, int64_t lo, int64_t hi) {
+  return x < lo ? lo : x > hi ? hi : x;
+}
 
 /* The high half of a 64-bit product: one instruction (SMULL, SMMUL, MULH) on a 32-bit core. */
 static inline int32_t isobit_mulh(int32_t a, int32_t b) { return (int32_t)(((int64_t)a * b) >> 32); }
