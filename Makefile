@@ -6,18 +6,20 @@ STAMP := .venv/.isobit-setup
 JOBS ?= 2
 C_SOURCES = $(shell find runtime_stubs -name '*.[ch]' -o -name '*.cpp')
 
-.PHONY: help setup demo test test-slow lint fmt vectors status clean
+.PHONY: help system setup demo test test-slow lint fmt vectors status clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
-$(STAMP): pyproject.toml constraints.txt hatch_build.py
+system: ## the system tools, through apt where it may
+	@tools/setup_system.sh
+
+$(STAMP): pyproject.toml constraints.txt hatch_build.py | system
 	[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-setup: $(STAMP) ## .venv with the pinned dependencies, and the system tools
-	@tools/setup_system.sh
+setup: system $(STAMP) ## .venv with the pinned dependencies, and the system tools
 
 demo: setup ## quantize a small model, build it for every target and verify
 	$(BIN)/isobit demo

@@ -52,7 +52,7 @@ def node_facts(program: Program) -> list[NodeFacts]:
                 widest=max(s.bits for s in body.nodes),
                 acc=acc,
                 used=known.bits if acc else None,
-                macs=_macs(program, n),
+                macs=macs(program, n),
                 weights=sum(len(program.constant[i].data) for i in n.inputs if i in program.constant),
                 state=state.size * state.elem.container // 8 if state else 0,
                 scale=n.scale,
@@ -61,7 +61,7 @@ def node_facts(program: Program) -> list[NodeFacts]:
     return rows
 
 
-def _macs(program: Program, n: Node) -> int:
+def macs(program: Program, n: Node) -> int:
     """Multiply-accumulates per time step: products summed; a recurrence counts its update and its readout."""
     sizes = check(program).sizes[n.output]
     labels = set(n.labels.output + n.labels.reduced + n.labels.state) - {"t"}

@@ -5,6 +5,8 @@
 set -u
 
 missing() {
+    # Debian keeps what `python3 -m venv` needs in a package of its own.
+    [ -d .venv ] || python3 -c "import ensurepip" 2>/dev/null || echo python3-venv
     command -v gcc >/dev/null || echo gcc
     command -v g++ >/dev/null || echo g++
     if command -v arm-none-eabi-gcc >/dev/null; then

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from isobit.quant.expr.symbols import Traced
+from isobit.quant.facts import macs
 from isobit.targets.hls import expression
 from isobit.targets.hls.text import Names, ap, comment, dims
 from isobit.targets.nest import (
@@ -169,15 +170,8 @@ class Unit:
         return expression.function(f.name, notes, f.traced, self.tables)
 
     def macs(self, kernel: Kernel) -> int:
-        """Products summed per time step."""
-        total = 0
-        for s, loops in walk(kernel.body):
-            if isinstance(s, Accumulate) and any(n.op == "mul" for n in s.term.body.nodes):
-                count = 1
-                for loop in loops:
-                    count *= loop.extent
-                total += count
-        return total
+        """Multiply-accumulates per time step."""
+        return sum(macs(self.nest.program, n) for n in kernel.group.nodes)
 
     def _tables(self, names: Names) -> dict[tuple[int, ...], str]:
         tables: dict[tuple[int, ...], str] = {}

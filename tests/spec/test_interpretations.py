@@ -18,7 +18,7 @@ from tests.primitives import primitive_programs, primitive_vectors
 
 OPERATORS, PROGRAMS = primitive_programs()
 NODES = [(p, n) for p in PROGRAMS for n in p.nodes]
-SAMPLES = 2000
+ALL = 1 << 17
 
 
 def operands(program: Program, node: Node, count: int) -> list[Array]:
@@ -45,7 +45,7 @@ each_node = pytest.mark.parametrize(("program", "node"), NODES, ids=[f"{n.loc}-{
 
 @each_node
 def test_numpy_torch_and_graph_equal_ints(program: Program, node: Node) -> None:
-    values = operands(program, node, SAMPLES)
+    values = operands(program, node, ALL)
     expected = on_ints(node, values)
     define, graph = OPERATORS[node.op].define, traced(program, node)
 
@@ -59,7 +59,7 @@ def test_numpy_torch_and_graph_equal_ints(program: Program, node: Node) -> None:
 
 @each_node
 def test_intervals_hold_and_sampled_z3_terms_equal_ints(program: Program, node: Node) -> None:
-    values = operands(program, node, 5)
+    values = operands(program, node, 12)
     graph = traced(program, node)
     width = term_width(graph.nodes, {n.number: n.range for n in graph.nodes})
     for row, expected in zip(zip(*values, strict=True), on_ints(node, values), strict=True):
