@@ -23,9 +23,9 @@ def rsqrt(v: Any, *, eps: int, width: int) -> Any:
 
     Normalised to a mantissa in [1/4, 1) by leading zeros; a table, then one Newton step r (3 - x r^2) / 2.
     """
-    v = clip(v + eps, 1, (1 << width) - 1)
-    zeros = clz(v, width) & 62
-    mantissa = bound(v << zeros, 1 << (width - 2), (1 << width) - 1) >> (width - 16)
+    energy = clip(v + eps, 1, (1 << width) - 1)
+    zeros = clz(energy, width) & 62
+    mantissa = bound(energy << zeros, 1 << (width - 2), (1 << width) - 1) >> (width - 16)
     r = table(RSQRT_SEED, (mantissa >> 8) - 64)
     nearly_one = bound(mantissa * ((r * r) >> 14), 0, (1 << 31) - 1) >> 16
     return ((r * (49152 - nearly_one)) >> 15) << (zeros >> 1)

@@ -109,6 +109,11 @@ class Functions:
                 kinds.setdefault(self._family(apply), set()).add(self._lines(apply)[0])
         self.variants = {family: len(found) for family, found in kinds.items()}
 
+    def names(self) -> set[str]:
+        """What the locals of kernels must not hide: functions and tables."""
+        numbered = {f"{f}_{i + 1}" for f, count in self.variants.items() for i in range(count)}
+        return set(OPS) | set(self.variants) | numbered | set(self.tables.values())
+
     def call(self, apply: Apply, operands: list[str]) -> str:
         """The expression of one application: in place if it is one operation, else a call."""
         body = self._body(apply)
@@ -215,21 +220,23 @@ class KernelPrinter:
         return [*(["state"] if self.uses_state else []), *map(identifier, [*self.read, *self.write])]
 
     def _local_names(self) -> dict[str, str]:
-        """Short names for scalars: the role within the layer, where that is unique in the kernel."""
-        locals_ = {n.output: n.output.removeprefix(f"{n.loc}.") for n in self.kernel.group.nodes}
-        for n in self.kernel.group.nodes:
-            if n.state and n.spec.readout:
-                locals_[n.state] = n.state.removeprefix(f"{n.loc}.")
-        arrays = {identifier(v) for v in (*self.kernel.reads, *self.kernel.writes)}
-        count = Counter(identifier(v) for v in locals_.values())
-        short: dict[str, str] = {}
-        for value, role in locals_.items():
-            name = identifier(role)
-            if count[name] > 1 or len(name) == 1 or f"{name}_now" in arrays:
-                short[value] = f"{identifier(value)}_now"
-            else:
-                short[value] = f"{name}_now" if name in RESERVED | arrays | OPS.keys() | {"state"} else name
-        return short
+        """Short names for scalars: the role within the layer, or the layer's last name and the role."""
+        layer_of = {n.output: n.loc for n in self.kernel.group.nodes}
+        layer_of |= {n.state: n.loc for n in self.kernel.group.nodes if n.state and n.spec.readout}
+        stored = {identifier(v) for v in (*self.kernel.reads, *self.kernel.writes)}
+        taken = {"state"} | RESERVED | stored | self.functions.names()
+        roles = Counter(value.removeprefix(f"{loc}.") for value, loc in layer_of.items())
+        names: dict[str, str] = {}
+        for value, loc in layer_of.items():
+            role = value.removeprefix(f"{loc}.")
+            short = identifier(role)
+            if roles[role] > 1 or len(short) == 1 or value == role:
+                short = identifier(f"{loc.rpartition('.')[2]}.{value.rpartition('.')[2]}")
+            free = (
+                c for c in (short, f"{short}_now", f"{identifier(value)}_now") if c not in taken | set(names.values())
+            )
+            names[value] = next(free)
+        return names
 
     def text(self) -> list[str]:
         k, program = self.kernel, self.nest.program

@@ -8,7 +8,16 @@ import numpy as np
 
 from isobit.quant.program import Array, Program, TensorType
 from isobit.quant.vectors import Vectors, golden
-from isobit.targets.c.kernels import Functions, KernelPrinter, dims, element_type, initializer, signature, wrapped
+from isobit.targets.c.kernels import (
+    Functions,
+    KernelPrinter,
+    comment,
+    dims,
+    element_type,
+    initializer,
+    signature,
+    wrapped,
+)
 from isobit.targets.nest import Nest, identifier, nest
 
 RUNTIME = Path(__file__).parents[2] / "runtime_stubs"
@@ -197,7 +206,8 @@ def golden_header(n: Nest) -> str:
     """One seeded random sequence and the reference's answer, for the example."""
     v, name = _example_vectors(n.program), identifier(n.program.name)
     lines = [
-        f"/* {v.why}, {EXAMPLE_STEPS} steps, and the outputs of isobit's reference.  Generated; do not edit. */",
+        *comment(f"{v.why}, {EXAMPLE_STEPS} steps, and what isobit's reference gives. Generated; do not edit."),
+        " */",
         f"#ifndef {name.upper()}_GOLDEN_H",
         f"#define {name.upper()}_GOLDEN_H",
         "",
