@@ -43,10 +43,10 @@ fmt: setup ## format the Python and C sources
 	$(if $(C_SOURCES),clang-format -i $(C_SOURCES))
 
 vectors: setup ## generate the conformance vectors
-	$(BIN)/python tools/golden.py
+	$(BIN)/python -m isobit.tools.golden
 
 status: setup ## generate the status tables
-	$(BIN)/python tools/status_table.py
+	$(BIN)/python -m isobit.tools.status_table
 
 clean: ## remove what was generated; .venv stays, the next setup links it again
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis $(STAMP)

@@ -166,7 +166,7 @@ def inspect(
     program: Path, data: Path | None, model: str | None, weights: Path | None, raw: bool, as_json: bool
 ) -> None:
     """Layers, widths, bounds, multiply-accumulates and bytes; with data, what costs accuracy."""
-    from isobit.tools.inspect import inspect_command
+    from isobit.tools.inspection import inspect_command
 
     inspect_command(program, data, model, weights, raw, as_json)
 

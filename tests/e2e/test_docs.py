@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,21 @@ def test_the_status_table_measured_now_is_the_stored_one() -> None:
         assert row.pop("gpu")["status"] in (EXACT, NOT_RUN)
         stored[op].pop("gpu")
         assert row == stored[op]
+
+
+@pytest.mark.parametrize("module", ["isobit.tools.golden", "isobit.tools.status_table", "isobit.tools.train_digits"])
+def test_the_modules_that_make_runs_import(module: str) -> None:
+    done = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_make_vectors_changes_nothing() -> None:
+    from isobit.tools.golden import GOLDEN
+
+    before = (ROOT / GOLDEN).read_bytes()
+    done = subprocess.run(["make", "vectors"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (ROOT / GOLDEN).read_bytes() == before
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
