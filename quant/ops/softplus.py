@@ -16,7 +16,7 @@ LOG2_TAIL = tuple(round((1 << 20) * math.log2(1 + 2 ** (-i / 16))) for i in rang
 def softplus(x: Any, *, mx: int, sx: int, m: int, s: int, hi: int) -> Any:
     """ln(1 + e^x) >= 0.  (x*mx) >> sx is log2(e)*x in Q.12; m and s carry log2(1 + 2^t) in Q.20 to the output's scale.
 
-    log2(1 + 2^t) = max(t, 0) + log2(1 + 2^-|t|); interpolation error below 2.4e-4 of the value.
+    log2(1 + 2^t) = max(t, 0) + log2(1 + 2^-|t|); error below 2.4e-4 of the value and 2^-20.
     """
     t = (x * mx) >> sx
     magnitude = clip(select(t < 0, -t, t), 0, (1 << 16) - 1)
