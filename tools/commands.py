@@ -86,7 +86,6 @@ def build_command(
     p, t = load(program), target(target_name)
     options = chosen_options([target_name], board, arch)
     check_output_folder(out)
-    t.probe()
     with tempfile.TemporaryDirectory() as scratch, show.progress(as_json) as tell:
         tell(f"build {target_name}")
         files = t.build(p, Path(scratch), options).files
