@@ -39,10 +39,6 @@ class Checked:
     readouts: dict[str, Traced]
     proofs: list[Proof]
 
-    def accumulator(self, n: Node) -> IntType:
-        """The accumulator's type of a structural node, as declared and proved."""
-        return IntType(n.param["acc"])
-
 
 @lru_cache(maxsize=16)
 def check(program: Program) -> Checked:

@@ -67,6 +67,11 @@ def container(known: Interval) -> int:
     raise CheckError(f"{known} does not fit 64 bits")
 
 
+def word(bits: int) -> int:
+    """Width, 32 or 64, in which generated code computes a value of so many bits."""
+    return 32 if bits <= 32 else 64
+
+
 def smallest(known: Interval) -> IntType:
     """The machine integer that stores values of this interval."""
     return IntType(container(known))

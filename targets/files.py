@@ -10,7 +10,6 @@ from pathlib import Path
 
 def write_file(path: Path, data: bytes) -> None:
     """Replace `path` at once: a reader sees the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as f:
@@ -25,5 +24,6 @@ def write_file(path: Path, data: bytes) -> None:
 def write_files(folder: Path, files: Mapping[str, str | bytes]) -> tuple[str, ...]:
     """Write relative path -> content into `folder`; returns the paths."""
     for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_file(folder / name, content.encode() if isinstance(content, str) else content)
     return tuple(files)

@@ -6,10 +6,12 @@ Each target is a folder with `target.py`, which has the functions of `Target`, a
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, cast
+
+import numpy as np
 
 from isobit.quant.errors import InputError
 from isobit.quant.program import Arrays, Program
@@ -44,6 +46,17 @@ class Run:
     outputs: Arrays
     states: Arrays
     info: Mapping[str, object] = field(default_factory=dict)
+
+
+def step_by_step(
+    call: Callable[[Arrays, Arrays | None], tuple[Arrays, Arrays]], inputs: Arrays, states: Arrays | None
+) -> Run:
+    """One `call(inputs, states) -> (outputs, states)` per time step, states carried from call to call."""
+    rows: list[Arrays] = []
+    for t in range(next(iter(inputs.values())).shape[1]):
+        outputs, states = call({k: x[:, t : t + 1] for k, x in inputs.items()}, states)
+        rows.append(outputs)
+    return Run({k: np.concatenate([r[k] for r in rows], axis=1) for k in rows[0]}, states or {})
 
 
 class Session(Protocol):

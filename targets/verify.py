@@ -79,19 +79,12 @@ class Verified:
     program: Program
     rows: tuple[Row, ...]
 
-    @property
-    def equal(self) -> bool:
-        return all(r.status != MISMATCH for r in self.rows)
-
-    @property
-    def complete(self) -> bool:
-        """Every target ran and is exact; a GPU target that is compiled where no GPU is counts as not run."""
-        return all(r.status == EXACT for r in self.rows)
-
 
 def target_names(text: str) -> list[str]:
-    """`all`, or names separated by commas."""
-    names = list(TARGETS) if text == "all" else [t.strip() for t in text.split(",") if t.strip()]
+    """`all`, or names separated by commas, each once."""
+    names = list(TARGETS) if text == "all" else list(dict.fromkeys(t.strip() for t in text.split(",") if t.strip()))
+    if not names:
+        raise InputError("--targets: no target named; name some, separated by commas, or all")
     for name in names:
         if name not in TARGETS:
             raise InputError(f"unknown target '{name}'; the targets are {', '.join(TARGETS)}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from isobit.quant.program import Array, Constant, Input, Node, Program, State, TensorType, constant, int_type
+from isobit.quant.program import Constant, Input, Node, Program, State, TensorType, constant, int_type
 
 
 class Builder:
@@ -111,7 +111,3 @@ def mamba_block(
         "add_per_channel", "td,d,td->td", [acc, m, "x"], "out_proj.y", mx=(1 << 28) - 12345, s=28, lo=-32767, hi=32767
     )
     return Program(b.name, (x,), tuple(b.constants), tuple(b.states), tuple(b.nodes), (out,))
-
-
-def array(*values: int) -> Array:
-    return np.array(values, np.int64)

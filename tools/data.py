@@ -67,6 +67,7 @@ def write_arrays(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
     """Write an .npz file, whole or not at all; the same arrays give the same bytes."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, buffer.getvalue())
 
 

@@ -11,9 +11,9 @@ from isobit.export.onnx.load import load, save
 from isobit.quant.errors import CheckError
 from isobit.quant.interpret import interpret
 from isobit.quant.vectors import golden
-from isobit.targets.verify import Verified, verify
+from isobit.targets.verify import Verified, target_names, verify
 from isobit.tools import show
-from isobit.tools.commands import chosen_targets, correct, exit_code
+from isobit.tools.commands import correct, exit_code
 from isobit.tools.data import write_arrays
 from isobit.tools.paths import check_output_folder
 
@@ -21,7 +21,7 @@ from isobit.tools.paths import check_output_folder
 def run_demo(out: Path, targets: str, as_json: bool) -> int:
     """Returns the exit code; writes `out`/digits.onnx and `out`/digits.npz (the test set)."""
     began = time.perf_counter()
-    names = chosen_targets(targets)
+    names = target_names(targets)
     check_output_folder(out)
     with show.progress(as_json) as tell:
         tell("load the trained model and the digits")
@@ -55,7 +55,7 @@ def run_demo(out: Path, targets: str, as_json: bool) -> int:
         show.print_json({"targets": rows, "accuracy": accuracy, "onnx": str(path), "seconds": round(seconds, 1)})
     else:
         _print(result, accuracy, len(data.test), path, seconds)
-    return exit_code(program, result.rows, explicit=targets != "all")
+    return exit_code(result.rows, explicit=targets != "all")
 
 
 def _print(result: Verified, accuracy: dict[str, float], samples: int, path: Path, seconds: float) -> None:

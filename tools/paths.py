@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from isobit.quant.errors import InputError
-from isobit.targets.files import write_file
+from isobit.targets.files import write_files
 
 
 def check_output_file(path: Path) -> None:
@@ -47,5 +47,4 @@ def write_folder(out: Path, made: Path, files: Sequence[str]) -> None:
 
 
 def _copy(out: Path, made: Path, files: Sequence[str]) -> None:
-    for file in files:
-        write_file(out / file, (made / file).read_bytes())
+    write_files(out, {file: (made / file).read_bytes() for file in files})

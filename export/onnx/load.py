@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import secrets
 from pathlib import Path
 
 import onnx
@@ -27,6 +26,7 @@ from isobit.export.onnx.emit import (
 )
 from isobit.quant.errors import InputError, IsobitError
 from isobit.quant.program import Constant, Input, IntType, Node, Program, State, TensorType, int_type
+from isobit.targets.files import write_file
 
 CONTAINER_BITS = {onnx_type: bits for bits, onnx_type in CONTAINER_TYPES.items()}
 LARGEST_FILE = (1 << 31) - 1
@@ -35,16 +35,11 @@ AGAIN = "write it again with `isobit quantize`"
 
 def save(program: Program, path: str | Path) -> None:
     """Write `program` to `path`, whole or not at all.  Raises CheckError as `emit`, InputError if it cannot."""
-    path, data = Path(path), to_bytes(program)
-    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"
+    data = to_bytes(program)
     try:
-        with temporary.open("xb") as file:
-            file.write(data)
-        temporary.replace(path)
+        write_file(Path(path), data)
     except OSError as e:
         raise InputError(f"{path}: cannot be written: {e.strerror or e}; give a file in a folder you may write") from e
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load(source: str | Path | bytes) -> Program:

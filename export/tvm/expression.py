@@ -17,6 +17,7 @@ from tvm import tirx
 from tvm.ir import TensorLoad
 
 from isobit.quant.expr.symbols import Sym, Traced
+from isobit.quant.program import word
 
 Expr = Any
 Buffer = Any
@@ -36,11 +37,6 @@ BINARY: dict[str, Callable[[Expr, Expr], Expr]] = {
 """Primitives whose operands and result are integers of one width.  Div truncates: dividends are proved >= 0."""
 
 COMPARE: dict[str, Callable[[Expr, Expr], Expr]] = {"lt": tirx.LT, "le": tirx.LE, "eq": tirx.EQ}
-
-
-def word(bits: int) -> int:
-    """Width of the integer in which a value of so many bits is computed."""
-    return 32 if bits <= 32 else 64
 
 
 def imm(value: int, dtype: str = "int32") -> Expr:

@@ -18,10 +18,10 @@ from tvm import tirx
 from tvm.ir import Call, PointerType, PrimType, Range, StringImm
 
 from isobit.export.tvm import vnni
-from isobit.export.tvm.expression import Block, Buffer, Expr, Stmt, cast, dtype_of, expression, imm, load, store, word
+from isobit.export.tvm.expression import Block, Buffer, Expr, Stmt, cast, dtype_of, expression, imm, load, store
 from isobit.export.tvm.parameters import Parameter, Role
 from isobit.quant.expr.interval import Interval
-from isobit.quant.program import container
+from isobit.quant.program import container, word
 from isobit.targets.nest import (
     Accumulate,
     Accumulator,

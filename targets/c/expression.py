@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from isobit.quant.expr.symbols import Sym, Traced
+from isobit.quant.program import word
 
 INFIX = {"add": "+", "sub": "-", "mul": "*", "shr": ">>", "and": "&", "or": "|", "xor": "^", "floordiv": "/"}
 COMPARE = {"lt": "<", "le": "<=", "eq": "=="}
@@ -17,11 +18,6 @@ RESERVED = frozenset({
     "volatile", "while",
 })
 # fmt: on
-
-
-def word(bits: int) -> int:
-    """Width of the C integer in which a value of so many bits is computed."""
-    return 32 if bits <= 32 else 64
 
 
 def literal(value: int) -> str:

@@ -10,8 +10,8 @@ from isobit.quant.expr.interval import Interval
 from isobit.quant.expr.rewrite import high_products, tabulate
 from isobit.quant.expr.symbols import Traced
 from isobit.quant.ops import OPS
-from isobit.quant.program import TensorType, container
-from isobit.targets.c.expression import RESERVED, Lines, expression, is_simple, literal, operations, unwrap, word
+from isobit.quant.program import TensorType, container, word
+from isobit.targets.c.expression import RESERVED, Lines, expression, is_simple, literal, operations, unwrap
 from isobit.targets.nest import (
     Accumulate,
     Accumulator,

@@ -9,7 +9,7 @@ import numpy as np
 
 from isobit.quant.interpret import interpret
 from isobit.quant.program import Arrays, Program
-from isobit.targets.target import Artifact, Options, Run
+from isobit.targets.target import Artifact, Options, Run, step_by_step
 
 
 def probe() -> str:
@@ -30,14 +30,9 @@ class Session:
     program: Program
 
     def run(self, inputs: Arrays, states: Arrays | None, by_step: bool) -> Run:
-        if not by_step:
-            return Run(*interpret(self.program, inputs, states))
-        rows: list[Arrays] = []
-        for t in range(next(iter(inputs.values())).shape[1]):
-            outputs, states = interpret(self.program, {k: x[:, t : t + 1] for k, x in inputs.items()}, states)
-            rows.append(outputs)
-        assert states is not None
-        return Run({k: np.concatenate([r[k] for r in rows], axis=1) for k in rows[0]}, states)
+        if by_step:
+            return step_by_step(lambda x, s: interpret(self.program, x, s), inputs, states)
+        return Run(*interpret(self.program, inputs, states))
 
     def trace(self, inputs: Arrays, states: Arrays | None) -> Arrays:
         taps: Arrays = {}

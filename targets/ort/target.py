@@ -13,7 +13,7 @@ from isobit.export.onnx.emit import next_name
 from isobit.export.onnx.load import save
 from isobit.quant.interpret import checked_inputs
 from isobit.quant.program import Arrays, Program
-from isobit.targets.target import Artifact, Options, Run
+from isobit.targets.target import Artifact, Options, Run, step_by_step
 from isobit.targets.toolchain import ToolMissing
 
 FILE = "model.onnx"
@@ -66,27 +66,20 @@ class OrtSession:
 
     def run(self, inputs: Arrays, states: Arrays | None, by_step: bool) -> Run:
         values = checked_inputs(self._program, inputs)
-        batch, steps = next(iter(values.values())).shape[:2]
-        held = states if states is not None else self._program.initial_states(batch)
-        if not by_step:
-            return Run(*self._call(self._program.outputs, values, held))
-        rows = []
-        for t in range(steps):
-            row, held = self._call(self._program.outputs, {k: v[:, t : t + 1] for k, v in values.items()}, held)
-            rows.append(row)
-        return Run({o: np.concatenate([r[o] for r in rows], axis=1) for o in self._program.outputs}, held)
+        if by_step:
+            return step_by_step(lambda x, s: self._call(self._program.outputs, x, s), values, states)
+        return Run(*self._call(self._program.outputs, values, states))
 
     def trace(self, inputs: Arrays, states: Arrays | None) -> Arrays:
-        values = checked_inputs(self._program, inputs)
-        batch = next(iter(values.values())).shape[0]
         nodes = tuple(n.output for n in self._program.nodes)
-        return self._call(nodes, values, states if states is not None else self._program.initial_states(batch))[0]
+        return self._call(nodes, checked_inputs(self._program, inputs), states)[0]
 
-    def _call(self, wanted: tuple[str, ...], inputs: Arrays, states: Arrays) -> tuple[Arrays, Arrays]:
+    def _call(self, wanted: tuple[str, ...], inputs: Arrays, states: Arrays | None) -> tuple[Arrays, Arrays]:
         """The values named `wanted` and the new states, as int64."""
         p = self._program
+        held = p.initial_states(len(next(iter(inputs.values())))) if states is None else states
         types = {i.name: i.type.elem.dtype for i in p.inputs} | {s.name: s.type.elem.dtype for s in p.states}
-        feeds = {k: v.astype(types[k]) for k, v in {**inputs, **states}.items()}
+        feeds = {k: v.astype(types[k]) for k, v in {**inputs, **held}.items()}
         names = [*wanted, *(next_name(s.name) for s in p.states)]
         got = [a.astype(np.int64) for a in self._session.run(names, feeds)]
         return dict(zip(wanted, got, strict=False)), dict(zip(p.state, got[len(wanted) :], strict=True))
