@@ -67,11 +67,11 @@ def macs(program: Program, n: Node) -> int:
     labels = set(n.labels.output + n.labels.reduced + n.labels.state) - {"t"}
     elements = int(np.prod([sizes[k] for k in labels], dtype=np.int64))
     match n.spec.structure:
-        case Structure.CONTRACTION | Structure.WINDOW:
-            return elements
+        case Structure.CONTRACTION | Structure.CONVOLUTION | Structure.WINDOW:
+            return elements if n.spec.combine == "sum" else 0
         case Structure.RECURRENCE:
             return 2 * elements if n.spec.readout else elements
-        case Structure.POINTWISE:
+        case _:
             return 0
 
 

@@ -1,7 +1,11 @@
 """The Program: a flat list of integer nodes, frozen.  Every value but a constant has a batch axis, then time.
 
 An index signature such as `tk,nk,n->tn` names the axes of every operand and of the output; the batch axis is implied on
-operands that have `t`.  A recurrence names its state's axes after a bar: `tcn,tc,tn,tn->tc|cn`.
+operands that have `t`.  A recurrence names its state's axes after a bar: `tcn,tc,tn,tn->tc|cn`; where its output has an
+axis besides `t` that the state lacks, it scans that axis from zero in every time step, and no state outlives the step.
+
+An operand may name a state: its value before the step, as one of shape (T, ...).  So a model feeds back; such readers
+stand before the state's owner.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ import numpy.typing as npt
 
 from isobit.quant.errors import CheckError
 from isobit.quant.expr.interval import Interval
-from isobit.quant.ops import OPS, Op
+from isobit.quant.ops import OPS, Op, Structure
 
 Array = npt.NDArray[np.int64]
 Arrays = dict[str, Array]
@@ -139,17 +143,37 @@ class State:
 
 @dataclass(frozen=True)
 class Labels:
-    """A parsed index signature."""
+    """A parsed index signature.
+
+    slides: of a convolution, (axis of the operand, axis of the output, axis of the kernel), for every axis along which
+    the kernel slides, as in tyxc,nijc,n->tvun: (y, v, i) and (x, u, j).
+    """
 
     inputs: tuple[str, ...]
     output: str
     state: str
+    slides: tuple[tuple[str, str, str], ...] = ()
 
     @property
     def reduced(self) -> str:
         """Indices that the output lacks, in order of appearance."""
         seen = "".join(self.inputs) + self.state
-        return "".join(dict.fromkeys(k for k in seen if k not in self.output and k != "t"))
+        slid = {y for y, _, _ in self.slides}
+        return "".join(dict.fromkeys(k for k in seen if k not in self.output and k != "t" and k not in slid))
+
+    @property
+    def scanned(self) -> str:
+        """The axes, besides time, that a recurrence scans: those of the output that its state lacks."""
+        return "".join(k for k in self.output if k not in self.state and k != "t") if self.state else ""
+
+
+def _slides(inputs: tuple[str, ...], output: str) -> tuple[tuple[str, str, str], ...]:
+    """How the kernel of a convolution slides; empty where the signature is none of a convolution."""
+    x, w = inputs[0], inputs[1] if len(inputs) > 1 else ""
+    slid = [k for k in x if k not in output and k not in w]
+    made = [k for k in output if k not in x and k not in w]
+    kernel = [k for k in w if k not in output and k not in x]
+    return tuple(zip(slid, made, kernel, strict=True)) if len(slid) == len(made) == len(kernel) else ()
 
 
 @dataclass(frozen=True)
@@ -173,11 +197,17 @@ class Node:
     def param(self) -> dict[str, int]:
         return dict(self.params)
 
+    def step(self, axis: int) -> tuple[int, int]:
+        """Stride and dilation of a convolution along the axis-th of those along which its kernel slides."""
+        return self.param[f"stride{axis}"], self.param[f"dilation{axis}"]
+
     @cached_property
     def labels(self) -> Labels:
         inputs, _, output = self.index.partition("->")
         output, _, state = output.partition("|")
-        return Labels(tuple(inputs.split(",")) if self.inputs else (), output, state)
+        operands = tuple(inputs.split(",")) if self.inputs else ()
+        slides = _slides(operands, output) if operands and self.spec.structure is Structure.CONVOLUTION else ()
+        return Labels(operands, output, state, slides)
 
 
 @dataclass(frozen=True)
@@ -215,6 +245,20 @@ class Program:
     @cached_property
     def state(self) -> dict[str, State]:
         return {s.name: s for s in self.states}
+
+    @cached_property
+    def regions(self) -> tuple[tuple[int, int], ...]:
+        """Runs of nodes, [first, end), that only make sense one time step after the other: from the first node that
+        reads a state to the node that owns it; overlapping ones are one."""
+        owner = {n.state: i for i, n in enumerate(self.nodes) if n.state}
+        spans = sorted((i, owner[name] + 1) for i, n in enumerate(self.nodes) for name in n.inputs if name in owner)
+        merged: list[tuple[int, int]] = []
+        for first, end in spans:
+            if merged and first < merged[-1][1]:
+                merged[-1] = merged[-1][0], max(end, merged[-1][1])
+            else:
+                merged.append((first, end))
+        return tuple(merged)
 
     def initial_states(self, batch: int) -> Arrays:
         """States before the first step: name -> int64 (batch, *shape)."""

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from isobit.quant.calibrate.observe import Calibration, check_array, check_samples, evaluate, observe
+from isobit.quant.calibrate.evaluate import evaluate
+from isobit.quant.calibrate.observe import Calibration, check_array, check_samples, observe
 from isobit.quant.capture.graph import Floats, Graph
 from isobit.quant.errors import InputError
 from isobit.quant.interpret import interpret
@@ -59,10 +60,11 @@ def quantize(
     t_max: int | None = None,
     progress: Progress | None = None,
 ) -> Quantized:
-    """Capture, calibrate and lower `module`, (B, T, channels) -> (B, T, outputs).
+    """Capture, calibrate and lower `module`: (B, T, channels) floats, (B, T) identifiers or (B, C, H, W) images.
 
-    calibration: (samples, time, channels), in the model's own units; integers are codes of an `input` of integers.
-    input: floats if None.  t_max: steps for which a running mean is exact; the calibration's time if None.
+    calibration: samples of that shape, in the model's own units; integers are codes of an `input` of integers.
+    input: floats if None.  t_max: steps for which running sums are exact and positions known; the calibration's time if
+    None.
     The same arguments give a Program with the same digest.  Raises InputError and CheckError.
     """
     from isobit.quant.capture.capture import capture, disagreement
@@ -70,7 +72,8 @@ def quantize(
     report = progress or (lambda stage: None)
     spec, bits = input or InputSpec(), recipe_named(recipe)
     report("capture the graph")
-    graph = capture(module, check_array(calibration, "calibration").shape, name)
+    shape = check_array(calibration, "calibration").shape
+    graph = capture(module, shape, name, ids=len(shape) == 2)
     x = real_samples(calibration, graph, spec)
     ranges = observe(graph, x, lambda done: report(f"calibrate on {len(x)} samples: {done:.0%}"))
     error = disagreement(graph, module, x)
@@ -83,7 +86,7 @@ def quantize(
 
 
 def real_samples(x: npt.ArrayLike, graph: Graph, spec: InputSpec, source: str = "calibration") -> Floats:
-    """Samples in the model's own units, (B, T, channels): codes of a declared input are multiplied by its scale."""
+    """Samples in the model's own units, (B, T, *dims): codes of a declared input are multiplied by its scale."""
     codes, real = np.asarray(x), check_samples(x, graph, source)
     if spec.elem is None or spec.scale is None or not np.issubdtype(codes.dtype, np.integer):
         return real
@@ -95,16 +98,17 @@ def real_samples(x: npt.ArrayLike, graph: Graph, spec: InputSpec, source: str = 
 
 
 def program_inputs(program: Program, x: Floats) -> Arrays:
-    """The Program's input for samples x, (B, T, channels), in the model's own units."""
+    """The Program's input for samples x, (B, T, *dims), in the model's own units."""
     entry = program.inputs[0]
     assert entry.type.scale is not None
-    return {entry.name: quantize_input(x, entry.type.scale, entry.type.elem)}
+    codes = quantize_input(x, entry.type.scale, entry.type.elem)
+    return {entry.name: codes.reshape(*x.shape[:2], *entry.type.dims)}
 
 
 def layer_snr(program: Program, graph: Graph, x: Floats) -> dict[str, float]:
     """Signal-to-noise ratio in dB of every node that stands for a value of the float graph, in order.
 
-    x: (B, T, channels), in the model's own units.
+    x: (B, T, *dims), in the model's own units.
     """
     taps: Arrays = {}
     interpret(program, program_inputs(program, x), taps=taps)
@@ -120,5 +124,5 @@ def layer_snr(program: Program, graph: Graph, x: Floats) -> dict[str, float]:
 
 def snr(real: Floats, codes: Array, scale: float) -> float:
     """10 log10 of the power of `real` over that of codes * scale - real, in dB."""
-    noise = float(np.sum((codes * scale - real) ** 2))
+    noise = float(np.sum((codes.reshape(real.shape) * scale - real) ** 2))
     return float("inf") if noise == 0 else 10 * float(np.log10(np.sum(real**2) / noise))

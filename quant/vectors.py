@@ -132,7 +132,9 @@ def case_program(op: str, case: Case, name: str = "case") -> Program:
         labels = case.index.partition("|")[2]
         dims = tuple(case.sizes[k] for k in labels)
         if structure is Structure.WINDOW:
-            dims = (case.sizes["j"] - 1, case.sizes["c"])
+            dims = (case.sizes["j"] - 1, *(case.sizes[k] for k in index.split(",")[0] if k != "t"))
+        if structure is Structure.HISTORY:
+            dims = (case.params["length"] - 1, *(case.sizes[k] for k in index if k != "t"))
         states = (State(f"{name}.state", TensorType(dims, held)),)
     node = Node(
         op,

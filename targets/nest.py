@@ -9,26 +9,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal as TypeLiteral
 
-from isobit.quant.check import Checked, check
+from isobit.quant.check import Checked, carry_name, check
 from isobit.quant.errors import InputError
 from isobit.quant.expr.interval import Interval
 from isobit.quant.expr.symbols import Traced
 from isobit.quant.ops import Structure
+from isobit.quant.ops.moves import Place, affine
 from isobit.quant.program import Node, Program, TensorType
 from isobit.targets.plan import Group, plan
-
-
-@dataclass(frozen=True)
-class Offset:
-    """The index `label + by`."""
-
-    label: str
-    by: int
-
-
-Index = str | int | Offset
 
 
 @dataclass(frozen=True)
@@ -46,7 +36,17 @@ class Local:
     value: str
 
 
-Operand = Element | Local
+@dataclass(frozen=True)
+class Literal:
+    """A number."""
+
+    value: int
+
+
+Operand = Element | Local | Literal
+Combine = TypeLiteral["sum", "max"]
+Index = Place | Element | Local
+"""A place inside one time step, or, for a row of a table, an operand that holds it."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Apply:
     """A scalar definition applied to operands.  role tells which of the node's definitions it is."""
 
     node: Node
-    role: Literal["value", "term", "update", "readout"]
+    role: TypeLiteral["value", "term", "update", "readout"]
     body: Traced
     operands: tuple[Operand, ...]
 
@@ -67,29 +67,35 @@ class Apply:
 
 @dataclass(frozen=True)
 class Loop:
-    """for index in 0..extent-1.  A reduction carries an accumulator; other loops may run in any order."""
+    """for index in 0..extent-1.
+
+    A reduction carries an accumulator, an ordered loop a state from one iteration to the next; the iterations of any
+    other loop may run in any order.
+    """
 
     index: str
     extent: int
     reduction: bool
     body: tuple[Statement, ...]
+    ordered: bool = False
 
 
 @dataclass(frozen=True)
 class Accumulator:
-    """Declares the scalar accumulator of `value`, in `range`, starting at an operand or at 0."""
+    """Declares the scalar accumulator of `value`, in `range`."""
 
     value: str
     range: Interval
-    start: Operand | None
+    start: Operand
 
 
 @dataclass(frozen=True)
 class Accumulate:
-    """Adds a term to the accumulator of `value`."""
+    """Adds a term to the accumulator of `value`, or, for `max`, keeps the larger of the two."""
 
     value: str
     term: Apply
+    combine: Combine = "sum"
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,7 @@ class Tap:
 
     number: int
     node: Node
-    indices: tuple[str, ...]
+    indices: tuple[Place, ...]
     sizes: tuple[int, ...]
     operand: Operand
 
@@ -124,7 +130,8 @@ class Tap:
         """The row-major position of the element, as an expression of C."""
         text = ""
         for k, size in zip(self.indices, self.sizes, strict=True):
-            text = f"({text}) * {size} + {k}" if "+" in text else f"{text} * {size} + {k}" if text else k
+            outer = f"({text})" if "+" in text or "-" in text else text
+            text = f"{outer} * {size} + {k}" if text else str(k)
         return text or "0"
 
 
@@ -157,19 +164,23 @@ class Nest:
     scratch: tuple[str, ...]
 
     def type(self, value: str) -> TensorType:
-        """Type of any stored value."""
-        return self.program.state[value].type if value in self.program.state else self.checked.types[value]
+        """Type of any stored value, without time for a state."""
+        return self.checked.states[value] if value in self.checked.states else self.checked.types[value]
 
     def range(self, value: str) -> Interval:
         """Proved interval of any stored value."""
-        if value in self.program.state:
-            return self.program.state[value].type.elem.range
+        if value in self.checked.states:
+            return self.checked.states[value].elem.range
         return self.checked.ranges[value]
 
     @property
     def order(self) -> list[Node]:
         """Nodes in the order in which their taps fire within a step."""
         return [n for k in self.kernels for n in k.group.nodes]
+
+
+MATERIALISED = (Structure.LAYOUT, Structure.HISTORY)
+"""Structures whose output is always a stored value."""
 
 
 def identifier(name: str) -> str:
@@ -184,12 +195,13 @@ def nest(program: Program) -> Nest:
     _refuse_equal_identifiers(program)
     groups = plan(program)
     group_of = {n.output: i for i, g in enumerate(groups) for n in g.nodes}
-    crossing = {i for n in program.nodes for i in n.inputs if group_of.get(i, -1) not in (-1, group_of[n.output])}
+    crossing = {n.output for n in program.nodes if n.spec.structure in MATERIALISED} - set(program.outputs)
+    crossing |= {i for n in program.nodes for i in n.inputs if group_of.get(i, -1) not in (-1, group_of[n.output])}
     stored = crossing | set(program.outputs)
     kernels = tuple(_Builder(program, checked, g, stored).kernel() for g in groups)
-    return Nest(
-        program, checked, kernels, tuple(n.output for n in program.nodes if n.output in crossing - set(program.outputs))
-    )
+    scratch = [n.output for n in program.nodes if n.output in crossing - set(program.outputs)]
+    carried = [carry_name(n) for n in program.nodes if n.labels.scanned]
+    return Nest(program, checked, kernels, (*scratch, *carried))
 
 
 def _refuse_equal_identifiers(program: Program) -> None:
@@ -210,17 +222,69 @@ class _Builder:
         self.sizes = {self._axis(n, k): d for n in group.nodes for k, d in checked.sizes[n.output].items()}
 
     def kernel(self) -> Kernel:
-        body: list[Statement] = []
-        if self.group.head:
-            body += self._structure(self.group.head)
-        for n in self.group.epilogue:
-            body += self._value(n)
-        statements = tuple(self._loops(self.group.labels, body, reduction=False))
+        statements = tuple(self._statements())
         reads, writes = dict[str, None](), dict[str, None]()
         for used, written in _uses(statements):
             (writes if written else reads)[used] = None
         name = self.group.nodes[-1].output
         return Kernel(name, self.group, statements, tuple(reads), tuple(writes))
+
+    def _statements(self) -> list[Statement]:
+        head, labels = self.group.head, self.group.labels
+        if head and head.spec.structure is Structure.LAYOUT:
+            return self._layout(head)
+        if head and head.spec.structure is Structure.HISTORY:
+            return self._history(head)
+        body = self._structure(head) if head else []
+        for n in self.group.epilogue:
+            body += self._value(n)
+        if head and (scanned := head.labels.scanned):
+            body = [*self._reset(head), Loop(scanned, self.sizes[scanned], False, tuple(body), ordered=True)]
+            labels = labels.replace(scanned, "")
+        loops = self._loops(labels, body, reduction=False)
+        if head and head.spec.structure is Structure.WINDOW and not self._shifts_inside(head):
+            loops += self._loops(head.labels.inputs[0][1:], self._shift(head), reduction=False)
+        return loops
+
+    def _reset(self, n: Node) -> list[Statement]:
+        """The part of a state inside the step that the loops around it share, set to zero."""
+        cell = Element(carry_name(n), tuple(n.labels.state))
+        return self._loops(n.labels.reduced, [Store(cell, Literal(0))], reduction=False)
+
+    def _layout(self, n: Node) -> list[Statement]:
+        assert n.spec.moves is not None
+        statements: list[Statement] = []
+        for move in n.spec.moves(n.labels, self.checked.sizes[n.output], **n.param):
+            source: Operand = Literal(move.fill)
+            if move.operand is not None:
+                source = Element(n.inputs[move.operand], move.source)
+            body: list[Statement] = [Store(Element(n.output, move.target), source), self._tap(n, move.target, source)]
+            for k, extent in reversed(move.loops):
+                body = [Loop(k, extent, False, tuple(body))]
+            statements += body
+        return statements
+
+    def _history(self, n: Node) -> list[Statement]:
+        """The ring and the new value are written out, then the ring moves on."""
+        assert n.state is not None
+        slot, x, length = n.labels.output[1], tuple(k for k in n.labels.inputs[0] if k != "t"), n.param["length"]
+
+        def ring(index: Place) -> Element:
+            assert n.state is not None
+            return Element(n.state, (index, *x))
+
+        def written(index: Place, source: Operand) -> list[Statement]:
+            return [Store(Element(n.output, (index, *x)), source), self._tap(n, (index, *x), source)]
+
+        new = Element(n.inputs[0], x)
+        older = [
+            Loop(slot, length - 1, False, tuple(written(slot, ring(slot)))),
+            Loop(slot, length - 2, True, (Store(ring(slot), ring(affine((slot, 1), by=1))),)),
+        ]
+        return self._loops("".join(x), [*older, *written(length - 1, new), Store(ring(length - 2), new)], False)
+
+    def _tap(self, n: Node, indices: tuple[Place, ...], operand: Operand) -> Tap:
+        return Tap(self.numbers[n.output], n, indices, self.checked.types[n.output].dims, operand)
 
     def _loops(self, labels: str, body: list[Statement], reduction: bool) -> list[Statement]:
         for k in reversed(labels):
@@ -248,71 +312,113 @@ class _Builder:
     def _finish(self, n: Node) -> list[Statement]:
         """Report a node's element, and store it where something outside the group reads it."""
         indices = self._axes(n, n.labels.output)
-        tap = Tap(self.numbers[n.output], n, indices, self.checked.types[n.output].dims, Local(n.output))
+        tap = self._tap(n, indices, Local(n.output))
         if n.output in self.stored:
             return [Store(Element(n.output, indices), Local(n.output)), tap]
         return [tap]
 
     def _structure(self, n: Node) -> list[Statement]:
         match n.spec.structure:
-            case Structure.CONTRACTION:
+            case Structure.CONTRACTION | Structure.CONVOLUTION:
                 return self._contraction(n)
             case Structure.WINDOW:
                 return self._window(n)
             case Structure.RECURRENCE:
                 return self._recurrence(n)
-            case Structure.POINTWISE:
+            case Structure.GATHER:
+                return self._gather(n)
+            case _:
                 return self._value(n)
 
     def _contraction(self, n: Node) -> list[Statement]:
-        operands = self._operands(n)
-        start = operands.pop() if n.spec.start else None
+        operands, known = self._operands(n), self.checked.ranges[n.output]
+        start: Operand = Literal(0 if n.spec.combine == "sum" else known.lo)
+        if n.spec.start:
+            start = operands.pop()
+        if n.labels.slides:
+            operands[0] = self._slid(n)
         term = Apply(n, "term", self.checked.bodies[n.output], tuple(operands))
-        loops = self._loops(n.labels.reduced, [Accumulate(n.output, term)], reduction=True)
-        return [Accumulator(n.output, self.checked.ranges[n.output], start), *loops, *self._finish(n)]
+        loops = self._loops(n.labels.reduced, [Accumulate(n.output, term, n.spec.combine)], reduction=True)
+        return [Accumulator(n.output, known, start), *loops, *self._finish(n)]
+
+    def _slid(self, n: Node) -> Element:
+        """The element of the operand that an element of the kernel meets."""
+        place: dict[str, Place] = {}
+        for i, (slid, made, kernel) in enumerate(n.labels.slides):
+            stride, dilation = n.step(i)
+            place[slid] = affine((made, stride), (kernel, dilation))
+        return Element(n.inputs[0], tuple(place.get(k, k) for k in n.labels.inputs[0] if k != "t"))
 
     def _window(self, n: Node) -> list[Statement]:
         assert n.state is not None
         x, _, bias = self._operands(n)
         weight, last = n.inputs[1], self.sizes["j"] - 1
+        rows, state = tuple(k for k in n.labels.inputs[1] if k != "j"), n.state
 
-        def term(operand: Operand, j: Index) -> Accumulate:
-            apply = Apply(n, "term", self.checked.bodies[n.output], (operand, Element(weight, ("c", j))))
-            return Accumulate(n.output, apply)
-
-        def ring(j: Index) -> Element:
-            assert n.state is not None
-            return Element(n.state, (j, "c"))
+        def term(operand: Operand, j: Place) -> list[Statement]:
+            apply = Apply(n, "term", self.checked.bodies[n.output], (operand, Element(weight, (*rows, j))))
+            return self._loops(n.labels.reduced.replace("j", ""), [Accumulate(n.output, apply)], reduction=True)
 
         return [
             Accumulator(n.output, self.checked.ranges[n.output], bias),
-            Loop("j", last, True, (term(ring("j"), "j"),)),
-            term(x, last),
-            Loop("j", last - 1, True, (Store(ring("j"), ring(Offset("j", 1))),)),
-            Store(ring(last - 1), x),
+            Loop("j", last, True, tuple(term(Element(state, ("j", *n.labels.inputs[0][1:])), "j"))),
+            *term(x, last),
+            *(self._shift(n) if self._shifts_inside(n) else []),
             *self._finish(n),
         ]
 
-    def _recurrence(self, n: Node) -> list[Statement]:
+    @staticmethod
+    def _shifts_inside(n: Node) -> bool:
+        """Whether the loops of a window's output are those of its channels: then each channel's ring moves in them."""
+        return n.labels.output == n.labels.inputs[0] and n.labels.inputs[1] == f"{n.labels.inputs[0][1:]}j"
+
+    def _shift(self, n: Node) -> list[Statement]:
+        """The ring of one channel moves on by one step."""
         assert n.state is not None
-        cell, operands = Element(n.state, tuple(n.labels.state)), self._operands(n)
-        query = operands.pop() if n.spec.readout else None
+        ring, last, next_ = n.state, self.sizes["j"] - 1, affine(("j", 1), by=1)
+        channel = tuple(n.labels.inputs[0][1:])
+        older = Store(Element(ring, ("j", *channel)), Element(ring, (next_, *channel)))
+        return [
+            Loop("j", last - 1, True, (older,)),
+            Store(Element(ring, (last - 1, *channel)), Element(n.inputs[0], channel)),
+        ]
+
+    def _gather(self, n: Node) -> list[Statement]:
+        index, rows = self._operands(n)
+        assert isinstance(rows, Element)
+        assert not isinstance(index, Literal)
+        row = Element(rows.value, (index, *rows.indices[1:]))
+        apply = Apply(n, "value", self.checked.bodies[n.output], (row,))
+        return [Let(n.output, self.checked.ranges[n.output], apply), *self._finish(n)]
+
+    def _recurrence(self, n: Node) -> list[Statement]:
+        name, operands, queries = n.state or carry_name(n), self._operands(n), n.spec.queries
+        cell = Element(name, tuple(n.labels.state))
+        updates, asked = operands[: len(operands) - queries], operands[len(operands) - queries :]
         body = self.checked.bodies[n.output]
         inner: list[Statement] = [s for p in self.group.prologue for s in self._value(p)]
-        update = Apply(n, "update", body, (cell, *operands))
-        if query is None:
+        update = Apply(n, "update", body, (cell, *updates))
+        if n.spec.readout is None:
             return [*inner, Let(n.output, body.range, update), Store(cell, Local(n.output)), *self._finish(n)]
-        readout = Apply(n, "readout", self.checked.readouts[n.output], (Local(n.state), query))
-        inner += [Let(n.state, body.range, update), Store(cell, Local(n.state)), Accumulate(n.output, readout)]
+        seen: Operand = cell if n.spec.reads_old else Local(name)
+        readout = Accumulate(n.output, Apply(n, "readout", self.checked.readouts[n.output], (seen, *asked)))
+        new: list[Statement] = [Let(name, body.range, update)]
+        if n.spec.reads_old:
+            inner += [readout, *new, Store(cell, Local(name))]
+        else:
+            inner += [*new, Store(cell, Local(name)), readout]
         loops = self._loops(n.labels.reduced, inner, reduction=True)
-        return [Accumulator(n.output, self.checked.ranges[n.output], None), *loops, *self._finish(n)]
+        return [Accumulator(n.output, self.checked.ranges[n.output], Literal(0)), *loops, *self._finish(n)]
 
 
 def _uses(statements: tuple[Statement, ...]) -> Iterator[tuple[str, bool]]:
     """(stored value, is it written), in order."""
 
-    def read(*operands: Operand | None) -> Iterator[tuple[str, bool]]:
-        return ((o.value, False) for o in operands if isinstance(o, Element))
+    def read(*operands: Operand | Index) -> Iterator[tuple[str, bool]]:
+        for o in operands:
+            if isinstance(o, Element):
+                yield o.value, False
+                yield from read(*o.indices)
 
     for s in statements:
         match s:

@@ -38,8 +38,10 @@ def plan(program: Program) -> list[Group]:
 
     A pointwise node joins (a) the recurrence that it alone feeds, as prologue, if both have the same axes, so that no
     element is computed twice; else (b) the latest group that makes one of its operands over the same axes, as
-    epilogue; else it is a group of its own.
+    epilogue; else it is a group of its own.  A reader of a state never moves past the state's owner.
     """
+    order = {n.output: i for i, n in enumerate(program.nodes)}
+    owner = {n.state: n.output for n in program.nodes if n.state}
     consumers: dict[str, list[Node]] = {}
     for n in program.nodes:
         for i in n.inputs:
@@ -49,7 +51,8 @@ def plan(program: Program) -> list[Group]:
         users = consumers.get(n.output, [])
         if len(users) == 1 and n.output not in program.outputs:
             names = _as_prologue(n, users[0])
-            if names is not None:
+            read = [owner[i] for i in n.inputs if i in owner]
+            if names is not None and all(order[o] > order[users[0].output] for o in read):
                 prologues.setdefault(users[0].output, []).append((n, names))
     inside = {n.output for rows in prologues.values() for n, _ in rows}
 
@@ -75,6 +78,7 @@ def plan(program: Program) -> list[Group]:
 
 
 def _loops(n: Node) -> str:
+    """Axes of the output without time."""
     return n.labels.output.replace("t", "")
 
 
@@ -82,15 +86,19 @@ def _as_prologue(n: Node, user: Node) -> dict[str, str] | None:
     """The user's names for the axes of `n`, where `n` makes one element for each element of the user's state."""
     if n.spec.structure is not Structure.POINTWISE or user.spec.structure is not Structure.RECURRENCE:
         return None
-    if user.inputs.count(n.output) != 1:
+    position = user.inputs.index(n.output)
+    if user.inputs.count(n.output) != 1 or (user.spec.reads_old and position >= len(user.inputs) - user.spec.queries):
         return None
-    read = user.labels.inputs[user.inputs.index(n.output)].replace("t", "")
-    return dict(zip(_loops(n), read, strict=True)) if set(read) == set(user.labels.state) else None
+    read = user.labels.inputs[position].replace("t", "")
+    every = set(user.labels.state + user.labels.scanned)
+    return dict(zip(_loops(n), read, strict=True)) if set(read) == every else None
 
 
 def _as_epilogue(n: Node, group: Group, maker: dict[str, int], latest: int) -> dict[str, str] | None:
     """The group's names for the axes of `n`, where `n` reads what the group makes, element by element."""
     if n.spec.structure is not Structure.POINTWISE:
+        return None
+    if group.head and group.head.spec.structure in (Structure.LAYOUT, Structure.HISTORY):
         return None
     made = [k.replace("t", "") for i, k in zip(n.inputs, n.labels.inputs, strict=True) if maker.get(i) == latest]
     if any(k != _loops(n) for k in made):

@@ -1,12 +1,13 @@
 """Expression graphs and sums as plain integer ONNX, exact on every tensor that the Program's check admits.
 
-ONNX Runtime bounds the choice of operators: int64 Clip, Min, Max and Sign are wrong on large values, int64 ReduceSum
-from 2^53 on, and BitShift takes unsigned integers only.
+ONNX Runtime bounds the choice of operators: int64 Clip, Min, Max, ReduceMax and Sign are wrong on large values, int64
+ReduceSum from 2^53 on, BitShift takes unsigned integers only, and of 16 bits there is little more than copies.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,32 @@ from onnx import TensorProto, helper, numpy_helper
 from isobit.quant.errors import ExprError
 from isobit.quant.expr.interval import Interval
 from isobit.quant.expr.symbols import Sym, Traced
+from isobit.quant.program import TensorType
 
 INT64_MAX = (1 << 63) - 1
 REDUCE_SUM_EXACT = 1 << 53
 """ONNX Runtime's int64 ReduceSum is exact while every partial sum is smaller."""
+
+CONTAINER_TYPES: dict[int, int] = {
+    8: TensorProto.INT8,
+    16: TensorProto.INT16,
+    32: TensorProto.INT32,
+    64: TensorProto.INT64,
+}
+
+
+def element(t: TensorType) -> int:
+    """The ONNX type of a container."""
+    return CONTAINER_TYPES[t.elem.container]
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor in a body: its name, its axes (b is the batch), its ONNX element type."""
+
+    name: str
+    axes: str
+    element: int
 
 
 class Body:
@@ -58,6 +81,11 @@ class Body:
         """x as another element type; of an integer too wide the high bits are dropped."""
         return self.op("Cast", x, to=to, output=output)
 
+    def place(self, x: Value, want: str, element: int = TensorProto.INT64) -> str:
+        """x as `element`, aligned to `want`."""
+        name = x.name if x.element == element else self.cast(x.name, element)
+        return self.align(name, x.axes, want)
+
     def align(self, x: str, have: str, want: str) -> str:
         """x with axes `have`, transposed, and expanded by axes of size 1, so that it broadcasts along `want`."""
         order = [have.index(k) for k in want if k in have]
@@ -75,6 +103,23 @@ class Body:
         for size in reversed(sizes):
             x = self.op("MatMul", x, self.constant(np.ones(size)))
         return x
+
+    def largest(self, x: str, size: int) -> str:
+        """int64 x: the largest of the `size` elements along its last axis, which goes."""
+        ends, last = self.constant([INT64_MAX]), self.constant([-1])
+        while size > 1:
+            size = (size + 1) // 2
+            low = self.op("Slice", x, self.constant([0]), self.constant([size]), last)
+            high = self.op("Slice", x, self.constant([-size]), ends, last)
+            x = self.op("Where", self.op("Less", low, high), high, low)
+        return self.op("Squeeze", x, last)
+
+    def mapped(self, traced: Traced, operands: Sequence[Value], want: str) -> Value:
+        """The traced definition, aligned to `want`: on int64, but for an element that stays as it is."""
+        if traced.result is traced.operands[0] and len(operands) == 1:
+            return Value(self.place(operands[0], want, operands[0].element), want, operands[0].element)
+        name = self.expression(traced, [self.place(o, want) for o in operands])
+        return Value(name, want, TensorProto.INT64)
 
     def expression(self, traced: Traced, operands: Sequence[str]) -> str:
         """The traced definition on int64 tensors; the result has the shape that all `operands` broadcast to."""

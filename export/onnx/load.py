@@ -14,16 +14,10 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import AttributeProto, TensorProto
 
-from isobit.export.onnx.emit import (
-    CONTAINER_TYPES,
-    DOMAIN,
-    FORMAT_VERSION,
-    NODE_ATTRIBUTES,
-    PRODUCER,
-    emit,
-    serialized,
-    to_bytes,
-)
+from isobit.export.onnx.body import CONTAINER_TYPES
+from isobit.export.onnx.emit import FORMAT_VERSION, PRODUCER, emit, serialized, to_bytes
+from isobit.export.onnx.functions import DOMAIN, NODE_ATTRIBUTES
+from isobit.export.onnx.region import calls, outer_name
 from isobit.quant.errors import InputError, IsobitError
 from isobit.quant.program import Constant, Input, IntType, Node, Program, State, TensorType, int_type
 from isobit.targets.files import write_file
@@ -153,7 +147,7 @@ def _program(model: onnx.ModelProto, metadata: dict[str, str]) -> Program:
             raise _Malformed(f"weight {i.name} of shape {tuple(i.dims)} takes {expected} bytes, got {len(i.raw_data)}")
         return Constant(i.name, t, i.raw_data)
 
-    nodes = tuple(_node(n) for n in graph.node)
+    nodes = tuple(_node(call, in_region) for call, in_region in calls(graph))
     owned = {n.state for n in nodes if n.state}
     states = tuple(v for v in graph.input if v.name in owned)
     if missing := sorted({s.name for s in states} ^ initial.keys()):
@@ -176,7 +170,7 @@ def _table(metadata: dict[str, str], key: str) -> dict[str, str]:
     return found
 
 
-def _node(call: onnx.NodeProto) -> Node:
+def _node(call: onnx.NodeProto, in_region: bool) -> Node:
     op, mark, number = call.op_type.rpartition("__")
     if call.domain != DOMAIN or not mark or not number.isdecimal():
         raise _Malformed(f"node {call.name} calls {call.domain}.{call.op_type}, not a function of isobit")
@@ -192,11 +186,13 @@ def _node(call: onnx.NodeProto) -> Node:
     operands = len(index.split(",")) if index.partition("->")[0] else 0
     if not call.output:
         raise _Malformed(f"node {call.name} has no output")
+    names = [*call.input[:operands], call.output[0]]
+    *inputs, output = (outer_name(name) for name in names) if in_region else names
     return Node(
         op,
         tuple(sorted(params)),
-        tuple(call.input[:operands]),
-        call.output[0],
+        tuple(inputs),
+        output,
         index,
         strings["loc"],
         strings["state"] or None,
@@ -213,6 +209,7 @@ def _compare(name: str, model: onnx.ModelProto, again: onnx.ModelProto, data: by
     advice = f"isobit of format version {FORMAT_VERSION} writes another one for this program; {AGAIN}"
     for what, theirs, ours in (
         ("function", model.functions, again.functions),
+        ("node", [n for n, _ in calls(model.graph)], [n for n, _ in calls(again.graph)]),
         ("node", model.graph.node, again.graph.node),
         ("weight", model.graph.initializer, again.graph.initializer),
         ("input", model.graph.input, again.graph.input),
@@ -221,6 +218,7 @@ def _compare(name: str, model: onnx.ModelProto, again: onnx.ModelProto, data: by
     ):
         for position in range(max(len(theirs), len(ours))):
             if theirs[position : position + 1] != ours[position : position + 1]:
-                named = (ours if position < len(ours) else theirs)[position].name
+                differs = (ours if position < len(ours) else theirs)[position]
+                named = differs.name or ", ".join(getattr(differs, "output", ()))
                 raise InputError(f"{name}: {what} {named} was edited or is missing: {advice}")
     raise InputError(f"{name}: edited outside of its functions and nodes: {advice}")

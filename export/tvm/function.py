@@ -8,6 +8,7 @@ the threads share the elements of a kernel's output and meet after every kernel.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from isobit.export.tvm import vnni
 from isobit.export.tvm.expression import Block, Buffer, Expr, Stmt, cast, dtype_of, expression, imm, load, store
 from isobit.export.tvm.parameters import Parameter, Role
 from isobit.quant.expr.interval import Interval
+from isobit.quant.ops.moves import Affine
 from isobit.quant.program import container, word
 from isobit.targets.nest import (
     Accumulate,
@@ -30,9 +32,10 @@ from isobit.targets.nest import (
     Index,
     Kernel,
     Let,
+    Literal,
+    Local,
     Loop,
     Nest,
-    Offset,
     Operand,
     Statement,
     Store,
@@ -69,7 +72,7 @@ def sequence(nest: Nest, traced: bool, threads: int | None = None, dot_lanes: in
 
 def threads_for(nest: Nest) -> int:
     """Threads of a GPU block: as many as the widest kernel has elements, in warps, at most 256."""
-    widest = max((_elements(k) for k in nest.kernels), default=1)
+    widest = max((_elements(p) for k in nest.kernels for p in _passes(k)), default=1)
     return min(256, -(-widest // 32) * 32)
 
 
@@ -78,17 +81,23 @@ def constant_symbol(name: str) -> str:
     return f"isobit_constant_{name}"
 
 
-def _independent(kernel: Kernel) -> tuple[list[Loop], tuple[Statement, ...]]:
-    """The loops around everything in a kernel, whose iterations may run in any order, and what they hold."""
-    loops, body = list[Loop](), kernel.body
-    while len(body) == 1 and isinstance(body[0], Loop) and not body[0].reduction:
+def _passes(kernel: Kernel) -> list[tuple[Statement, ...]]:
+    """What the threads of a block do between two barriers: each loop of a kernel that is made of loops."""
+    loops = [s for s in kernel.body if isinstance(s, Loop)]
+    return [(loop,) for loop in loops] if len(loops) == len(kernel.body) else [kernel.body]
+
+
+def _independent(body: tuple[Statement, ...]) -> tuple[list[Loop], tuple[Statement, ...]]:
+    """The loops around everything in a pass, whose iterations may run in any order, and what they hold."""
+    loops = list[Loop]()
+    while len(body) == 1 and isinstance(body[0], Loop) and not (body[0].reduction or body[0].ordered):
         loops.append(body[0])
         body = body[0].body
     return loops, body
 
 
-def _elements(kernel: Kernel) -> int:
-    loops, _ = _independent(kernel)
+def _elements(body: tuple[Statement, ...]) -> int:
+    loops, _ = _independent(body)
     return int(np.prod([loop.extent for loop in loops], dtype=np.int64))
 
 
@@ -213,7 +222,7 @@ class _Printer:
                 self.statements(kernel.body, block)
             return block.body()
         barrier = tirx.Evaluate(Call("tirx.tvm_storage_sync", [StringImm("shared")], ret_ty="int32"))
-        return _sequence([self.lanes(kernel, self.threads), barrier])
+        return _sequence([s for p in _passes(kernel) for s in (self.lanes(p, self.threads), barrier)])
 
     def vector_product(self, p: vnni.Product, block: Block) -> None:
         """The sums of all rows, then the rest of the kernel in a loop of its own."""
@@ -231,10 +240,10 @@ class _Printer:
         self.statements(p.rest, rest)
         block.statements.append(tirx.For(row, imm(0), imm(p.rows), tirx.ForKind.SERIAL, rest.body()))
 
-    def lanes(self, kernel: Kernel, threads: int) -> Stmt:
-        """The kernel with its independent elements dealt to the threads of a block in turn."""
-        loops, inner = _independent(kernel)
-        count, turn, block = _elements(kernel), tirx.Var("turn", "int32"), self.block()
+    def lanes(self, body: tuple[Statement, ...], threads: int) -> Stmt:
+        """A pass with its independent elements dealt to the threads of a block in turn."""
+        loops, inner = _independent(body)
+        count, turn, block = _elements(body), tirx.Var("turn", "int32"), self.block()
         lane = self.thread.var
         if count > threads:
             lane = load(block.scalar("lane", tirx.Add(tirx.Mul(turn, imm(threads)), lane)), 0)
@@ -262,7 +271,7 @@ class _Printer:
                     self.loop(s, block)
                 case Accumulator():
                     dtype = f"int{word(s.range.bits)}"
-                    start = self.operand(s.start) if s.start else imm(0)
+                    start = self.operand(s.start, dtype)
                     self.locals[s.value] = load(block.scalar(identifier(s.value), cast(start, dtype)), 0)
                 case Accumulate():
                     self.accumulate(s, block)
@@ -271,12 +280,12 @@ class _Printer:
                     self.locals[s.value] = load(block.scalar(identifier(s.value), value), 0)
                 case Store():
                     to = self.buffers[s.to.value]
-                    value = cast(self.operand(s.operand), str(to.dtype))
+                    value = cast(self.operand(s.operand, str(to.dtype)), str(to.dtype))
                     block.statements.append(store(to, value, *self.place(s.to.value, s.to.indices)))
                 case Tap():
                     if self.traced:
                         place = [self.batch, self.time, *map(self.position, s.indices)]
-                        value = cast(self.operand(s.operand), "int64")
+                        value = cast(self.operand(s.operand, "int64"), "int64")
                         block.statements.append(store(self.traces[s.node.output], value, *place))
 
     def loop(self, s: Loop, block: Block) -> None:
@@ -288,17 +297,25 @@ class _Printer:
         block.statements.append(tirx.For(variable, imm(0), imm(s.extent), tirx.ForKind.SERIAL, body.body()))
 
     def accumulate(self, s: Accumulate, block: Block) -> None:
-        """The sum fits the accumulator; a term alone may be wider, where the start outweighs it."""
+        """The result fits the accumulator; a term alone may be wider, where the start outweighs it."""
         total, term = self.locals[s.value], self.apply(s.term, block)
         wide = max(dtype_of(total), dtype_of(term))
-        value = tirx.Add(cast(total, wide), cast(term, wide))
+        join = tirx.Add if s.combine == "sum" else tirx.Max
+        value = join(cast(total, wide), cast(term, wide))
         block.statements.append(store(total.source, cast(value, dtype_of(total)), 0))
 
     def apply(self, apply: Apply, block: Block) -> Expr:
         return expression(apply.body, [self.operand(o) for o in apply.operands], block)
 
-    def operand(self, o: Operand) -> Expr:
-        return self.element(o) if isinstance(o, Element) else self.locals[o.value]
+    def operand(self, o: Operand, dtype: str = "int32") -> Expr:
+        """dtype: of a literal."""
+        match o:
+            case Element():
+                return self.element(o)
+            case Local():
+                return self.locals[o.value]
+            case Literal():
+                return imm(o.value, dtype)
 
     def element(self, e: Element) -> Expr:
         if e.value in self.nest.program.constant and e.value not in self.buffers:
@@ -313,9 +330,17 @@ class _Printer:
         return [*self.lead[value], *map(self.position, indices)] or [imm(0)]
 
     def position(self, i: Index) -> Expr:
-        if isinstance(i, Offset):
-            return tirx.Add(self.index[i.label], imm(i.by))
-        return imm(i) if isinstance(i, int) else self.index[i]
+        match i:
+            case Affine():
+                parts = [self.index[k] if c == 1 else tirx.Mul(self.index[k], imm(c)) for k, c in i.terms]
+                parts += [imm(i.by)] if i.by else []
+                return functools.reduce(tirx.Add, parts)
+            case int():
+                return imm(i)
+            case str():
+                return self.index[i]
+            case _:
+                return cast(self.operand(i), "int32")
 
 
 def _sequence(statements: list[Stmt]) -> Stmt:

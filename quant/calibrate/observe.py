@@ -1,4 +1,4 @@
-"""The float graph in float64 numpy, and min-max ranges of all of its values on samples."""
+"""Samples, checked, and min-max ranges of all values of the float graph on them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from isobit.quant.capture.graph import Floats, Graph, GraphNode
+from isobit.quant.calibrate.evaluate import FORWARD, evaluate
+from isobit.quant.capture.graph import NEVER, Floats, Graph
 from isobit.quant.errors import InputError
-
-Probe = Callable[[str, Floats], None]
 
 CHUNK = 1 << 16
 """Time steps, over all sequences, that are evaluated at once."""
@@ -43,22 +42,25 @@ class Calibration:
     samples: int
 
 
-def check_samples(x: npt.ArrayLike, graph: Graph, source: str = "calibration") -> Floats:
-    """x as float64 (B, T, channels of the input), B, T >= 1, all finite; otherwise an InputError names `source`."""
-    values, channels = check_array(x, source), graph.channels[graph.input]
-    if values.shape[2] != channels:
-        raise InputError(f"{source}: expected shape (samples, time, {channels}), got {values.shape}")
-    return values
-
-
 def check_array(x: npt.ArrayLike, source: str) -> Floats:
-    """x as float64 (B, T, channels), no size 0, all finite; otherwise an InputError names `source`."""
+    """x as float64, no size 0, all finite, of a shape that some model takes; otherwise an InputError names `source`.
+
+    (samples, time, channels) for a sequence of real numbers, (samples, time) for one of integer identifiers,
+    (samples, channels, height, width) for images.
+    """
     array = np.asarray(x)
     if not (np.issubdtype(array.dtype, np.floating) or np.issubdtype(array.dtype, np.integer)):
         raise InputError(f"{source}: expected an array of numbers, got {array.dtype}; convert it to float32")
-    if array.ndim != 3:
-        remedy = "; add the axis of samples with x[None]" if array.ndim == 2 else ""
-        raise InputError(f"{source}: expected shape (samples, time, channels), got {array.shape}{remedy}")
+    if array.ndim == 2 and not np.issubdtype(array.dtype, np.integer):
+        raise InputError(
+            f"{source}: expected shape (samples, time, channels), got {array.shape}; "
+            "add the axis of samples with x[None]"
+        )
+    if array.ndim not in (2, 3, 4):
+        raise InputError(
+            f"{source}: expected shape (samples, time, channels), (samples, time) of integers, or "
+            f"(samples, channels, height, width), got {array.shape}"
+        )
     if array.size == 0:
         raise InputError(f"{source}: the array is empty, {array.shape}; give at least one sequence of one step")
     values = array.astype(np.float64)
@@ -70,29 +72,38 @@ def check_array(x: npt.ArrayLike, source: str) -> Floats:
     return values
 
 
-def evaluate(graph: Graph, x: Floats, probe: Probe | None = None) -> dict[str, Floats]:
-    """Every value of the graph, (B, T, channels), for samples x, (B, T, channels).
+def check_samples(x: npt.ArrayLike, graph: Graph, source: str = "calibration") -> Floats:
+    """x as float64 (B, T, *dims of the input), B, T >= 1, all finite; otherwise an InputError names `source`.
 
-    probe: called with `<recurrence>.state`, (B, C, N), at every step and with `<recurrence>.v`, (B, T, C).
+    An image model's samples have no time axis; here they get one of size 1.
     """
-    values = {graph.input: x, **graph.parameters}
-    with np.errstate(over="ignore", invalid="ignore"):
-        for n in graph.nodes:
-            values[n.output] = EVALUATORS[n.op](n, [values[i] for i in n.inputs], probe or _ignore)
-    return {k: values[k] for k in graph.channels}
+    values, dims = check_array(x, source), graph.dims[graph.input]
+    lead = 2 if graph.timed else 1
+    if values.shape[lead:] != dims:
+        expected = ", ".join(["samples", *(["time"] if graph.timed else []), *map(str, dims)])
+        raise InputError(f"{source}: expected shape ({expected}), got {values.shape}")
+    if graph.vocabulary is not None and (values.min() < 0 or values.max() >= graph.vocabulary):
+        raise InputError(
+            f"{source}: identifiers in [{values.min():g}, {values.max():g}], "
+            f"the model knows 0 to {graph.vocabulary - 1}"
+        )
+    return values if graph.timed else values[:, None]
 
 
 def float_outputs(graph: Graph, x: Floats) -> Floats:
-    """The model's outputs, (B, T, channels), for samples x, (B, T, channels)."""
+    """The model's outputs, (B, T, *dims), for samples x, (B, T, *dims)."""
     return np.concatenate([evaluate(graph, part)[graph.output] for part in _chunks(x)])
 
 
 def observe(graph: Graph, x: Floats, progress: Callable[[float], None] | None = None) -> Calibration:
-    """Ranges of all values, and of the recurrences' states and drives, over samples x, (B, T, channels)."""
+    """Ranges of all values, and of the recurrences' states and drives, over samples x, (B, T, *dims)."""
     seen: dict[str, Range] = {}
 
     def record(name: str, array: Floats) -> None:
-        known = Range(float(array.min()), float(array.max()))
+        happened = array[np.abs(array) < -NEVER / 2] if array.min() < NEVER / 2 else array
+        if happened.size == 0:
+            return
+        known = Range(float(happened.min()), float(happened.max()))
         seen[name] = seen[name].join(known) if name in seen else known
 
     done = 0
@@ -103,8 +114,11 @@ def observe(graph: Graph, x: Floats, progress: Callable[[float], None] | None = 
         if progress:
             progress(done / len(x))
     for n in graph.nodes:
-        if not np.isfinite(seen[n.output].absmax):
+        if n.op in FORWARD:
+            continue
+        if n.output not in seen or not np.isfinite(seen[n.output].absmax):
             raise InputError(f"{n.loc}: its {n.op} is not finite on the calibration data; the model diverges there")
+    seen |= {n.output: seen[n.inputs[0]] for n in graph.nodes if n.op == "previous"}
     with np.errstate(over="ignore"):
         ranges = {k: Range(float(np.float32(r.lo)), float(np.float32(r.hi))) for k, r in seen.items()}
     return Calibration(ranges, len(x))
@@ -114,77 +128,3 @@ def _chunks(x: Floats) -> Iterator[Floats]:
     size = max(1, CHUNK // x.shape[1])
     for i in range(0, len(x), size):
         yield x[i : i + size]
-
-
-def _ignore(name: str, array: Floats) -> None:
-    pass
-
-
-def _linear(n: GraphNode, args: list[Floats], probe: Probe) -> Floats:
-    x, weight, *bias = args
-    y: Floats = x @ weight.T + (bias[0] if bias else 0.0)
-    return y
-
-
-def _causal_conv1d(n: GraphNode, args: list[Floats], probe: Probe) -> Floats:
-    x, weight, bias = args
-    kernel = weight.shape[1]
-    padded = np.pad(x, ((0, 0), (kernel - 1, 0), (0, 0)))
-    taps = [padded[:, j : j + x.shape[1]] * weight[:, j] for j in range(kernel)]
-    y: Floats = np.sum(taps, axis=0) + bias
-    return y
-
-
-def _rms_norm(n: GraphNode, args: list[Floats], probe: Probe) -> Floats:
-    x, weight = args
-    y: Floats = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + n.attr["eps"]) * weight
-    return y
-
-
-def _silu(n: GraphNode, args: list[Floats], probe: Probe) -> Floats:
-    e = np.exp(-np.abs(args[0]))
-    y: Floats = args[0] * np.where(args[0] < 0, e, 1.0) / (1 + e)
-    return y
-
-
-def _softplus(n: GraphNode, args: list[Floats], probe: Probe) -> Floats:
-    y: Floats = np.logaddexp(0.0, args[0])
-    return y
-
-
-def _selective_recurrence(n: GraphNode, args: list[Floats], probe: Probe) -> Floats:
-    u, dt, a, b, c = args
-    v = dt * u
-    probe(f"{n.output}.v", v)
-    y, state = np.empty_like(u), np.zeros((len(u), *a.shape))
-    for t in range(u.shape[1]):
-        state = np.exp(dt[:, t, :, None] * a) * state + v[:, t, :, None] * b[:, t, None, :]
-        probe(f"{n.output}.state", state)
-        y[:, t] = (state @ c[:, t, :, None])[..., 0]
-    return y
-
-
-def _product(n: GraphNode, args: list[Floats], probe: Probe) -> Floats:
-    return args[0] * args[1]
-
-
-def _add(n: GraphNode, args: list[Floats], probe: Probe) -> Floats:
-    return args[0] + args[1]
-
-
-def _running_mean(n: GraphNode, args: list[Floats], probe: Probe) -> Floats:
-    return np.cumsum(args[0], axis=1) / np.arange(1, args[0].shape[1] + 1)[:, None]
-
-
-EVALUATORS: dict[str, Callable[[GraphNode, list[Floats], Probe], Floats]] = {
-    "linear": _linear,
-    "causal_conv1d": _causal_conv1d,
-    "rms_norm": _rms_norm,
-    "silu": _silu,
-    "softplus": _softplus,
-    "selective_recurrence": _selective_recurrence,
-    "mul": _product,
-    "scale": _product,
-    "add": _add,
-    "running_mean": _running_mean,
-}

@@ -1,22 +1,27 @@
-"""The float graph: a flat list of operators over values of shape (B, T, channels), with float64 parameters.
+"""The float graph: a flat list of operators over values of shape (B, T, *dims), with float64 parameters.
 
-Operators and their operands (p: a parameter):
-`linear` (x, p weight (N, K), p bias (N,) or absent); `causal_conv1d` (x, p weight (C, K), p bias (C,));
-`rms_norm` (x, p weight (C,)), attribute eps; `silu` (x); `softplus` (x);
-`selective_recurrence` (u, dt, p a (C, N), b, c); `mul` (x, y); `scale` (x, p of () or (C,)); `add` (x, y);
-`running_mean` (x).  Their meaning is the float evaluator's, `isobit.quant.calibrate.observe`.
+A model without a time axis (images) has T = 1.  An operator's name is that of its row in two tables: its meaning in
+float (`isobit.quant.calibrate.evaluate`), and how it becomes integers (`isobit.quant.lower.rules`).  Values come before
+parameters among its inputs; axes count within dims, without batch and time.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
+Attribute = float | int | str | tuple[int, ...]
+Dims = tuple[int, ...]
+
+
+NEVER = -1e30
+"""The logarithm of what has not happened yet: a state's initial value, which no range counts."""
 
 
 @dataclass(frozen=True)
@@ -26,30 +31,72 @@ class GraphNode:
     op: str
     inputs: tuple[str, ...]
     output: str
-    attrs: tuple[tuple[str, float], ...]
+    attrs: tuple[tuple[str, Attribute], ...]
     loc: str
 
-    @property
-    def attr(self) -> dict[str, float]:
+    @cached_property
+    def attr(self) -> Mapping[str, Attribute]:
         return dict(self.attrs)
+
+    def number(self, name: str) -> float:
+        """An attribute that is a number."""
+        value = self.attr[name]
+        assert isinstance(value, int | float)
+        return value
+
+    def integer(self, name: str) -> int:
+        """An attribute that is an integer."""
+        value = self.attr[name]
+        assert isinstance(value, int)
+        return value
+
+    def integers(self, name: str) -> tuple[int, ...]:
+        """An attribute that is a tuple of integers."""
+        value = self.attr[name]
+        assert isinstance(value, tuple)
+        return value
+
+    def text(self, name: str) -> str:
+        """An attribute that is a string."""
+        value = self.attr[name]
+        assert isinstance(value, str)
+        return value
 
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """A model with one input and one output, (B, T, channels) each.
+    """A model with one input and one output.
 
-    channels: of the input and of every node's output.  parameters: float64, by the user's name, or, where it was
-    computed from others, by its formula.
+    dims: of the input and of every node's output.  parameters: float64, by the user's name, or, where it was computed
+    from others, by its formula.  timed: whether axis 1 of the user's input is time.  vocabulary: the number of integer
+    identifiers that the input may hold; None for an input of real numbers.
     """
 
     name: str
     input: str
     output: str
     nodes: tuple[GraphNode, ...]
-    channels: dict[str, int]
+    dims: dict[str, Dims]
     parameters: dict[str, Floats]
+    timed: bool = True
+    vocabulary: int | None = None
 
     @cached_property
     def uses(self) -> Counter[str]:
         """How many operands each value is; the model's output counts as one more."""
         return Counter([i for n in self.nodes for i in n.inputs] + [self.output])
+
+    def live(self) -> Graph:
+        """Without nodes, values and parameters that the output does not need."""
+        made, needed, todo = {n.output: n for n in self.nodes}, {self.input}, [self.output]
+        while todo:
+            name = todo.pop()
+            if name not in needed:
+                needed.add(name)
+                todo += made[name].inputs if name in made else ()
+        return replace(
+            self,
+            nodes=tuple(n for n in self.nodes if n.output in needed),
+            dims={k: v for k, v in self.dims.items() if k in needed},
+            parameters={k: v for k, v in self.parameters.items() if k in needed},
+        )

@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
+from isobit.quant.calibrate.evaluate import FORWARD
 from isobit.quant.calibrate.observe import Calibration
-from isobit.quant.capture.graph import Graph
+from isobit.quant.capture.graph import Graph, GraphNode
 from isobit.quant.check import check
 from isobit.quant.errors import CheckError, InputError
 from isobit.quant.lower.edges import InputSpec
-from isobit.quant.lower.quantity import Lowering
-from isobit.quant.lower.rules import RULES, bits_of
+from isobit.quant.lower.quantity import UNIT, Form, Lowering, letters
+from isobit.quant.lower.rules import RULES
 from isobit.quant.program import Program
 from isobit.quant.recipe import Recipe
 
 MAX_STEPS = 1 << 16
 
+OWN_STATE = ("diagonal_recurrence", "convex_recurrence")
+"""Operators whose value is their state: nothing else needs to hold it for the next step."""
+
 
 def lower(graph: Graph, calibration: Calibration, recipe: Recipe, name: str, input: InputSpec, t_max: int) -> Program:
     """The integer Program of a float graph, checked: input `x`, output `y` of `wide_bits` bits with one scale.
 
-    t_max: steps for which a running mean is exact, 1 to 65536.  A value is called by the path of the user's layer.
+    t_max: steps for which running sums are exact and positions known, 1 to 65536.  A value is called by the path of the
+    user's layer.
     Raises InputError, naming the layer, where the model or its ranges leave what the integers can do.
     """
     if not 1 <= t_max <= MAX_STEPS:
         raise InputError(f"t_max is {t_max}, expected 1 to {MAX_STEPS}")
     low = Lowering(graph, calibration, recipe, t_max, _asked(graph, recipe))
     entry = low.declare_input(input)
-    for n in graph.nodes:
+    last = _last_readers(graph)
+    low.own_state = {n.output for i, n in enumerate(graph.nodes) if n.op in OWN_STATE and last.get(n.output, i) <= i}
+    for i, n in enumerate(graph.nodes):
         try:
             RULES[n.op].emit(low, n)
+            for v in (v for v, end in last.items() if end == i and v not in low.own_state):
+                _hold(low, low.producer[v])
         except CheckError as e:
             raise InputError(f"{n.loc} ({n.op}): {e}") from e
     program = low.program(name, entry)
@@ -35,12 +44,53 @@ def lower(graph: Graph, calibration: Calibration, recipe: Recipe, name: str, inp
     return program
 
 
-def _asked(graph: Graph, recipe: Recipe) -> dict[str, set[int]]:
-    """By value, the widths that its consumers ask for."""
-    asked: dict[str, set[int]] = {v: set() for v in graph.channels}
+MOVES = ("scale", "reshape", "permute", "slice")
+"""Operators whose result may be their operand itself, seen otherwise."""
+
+
+def _last_readers(graph: Graph) -> dict[str, int]:
+    """By value that the next step reads: the last node that reads it as it was before, or makes it."""
+    place = {n.output: i for i, n in enumerate(graph.nodes)}
+    origin: dict[str, str] = {}
+    last: dict[str, int] = {}
+    for i, n in enumerate(graph.nodes):
+        if n.op == "previous":
+            origin[n.output] = n.inputs[0]
+            last[n.inputs[0]] = max(last.get(n.inputs[0], 0), i, place[n.inputs[0]])
+            continue
+        for v in n.inputs:
+            if v in origin:
+                last[origin[v]] = max(last[origin[v]], i)
+                if n.op in MOVES:
+                    origin[n.output] = origin[v]
+    return last
+
+
+def _hold(low: Lowering, n: GraphNode) -> None:
+    """The value becomes what the next step reads."""
+    past = low.held[n.output]
+    bits, axes = low.width(n.output), letters(len(past.dims))
+    value = low.at(n.output, past.unit, bits, f"{n.output}.kept", n.loc)
+    index = f"t{axes}->t{axes}|{axes}"
+    low.node("hold", index, (value,), f"{n.output}.held", n.loc, {"acc": 32}, past.unit, past.value)
+
+
+def _asked(graph: Graph, recipe: Recipe) -> dict[str, set[Form]]:
+    """By value, the forms that its consumers ask for; an operator that only moves values hands on what it is asked."""
+    asked: dict[str, set[Form]] = {v: set() for v in graph.dims}
     asked[graph.output].add(recipe.wide_bits)
+    bits: dict[str, Form] = {"act": recipe.act_bits, "wide": recipe.wide_bits, "unit": UNIT, "state": recipe.state_bits}
     for n in graph.nodes:
-        for v, want in zip(n.inputs, RULES[n.op].wants, strict=False):
-            if want != "parameter":
-                asked[v].add(bits_of(recipe, want))
+        if n.op in FORWARD:
+            for v, want in zip(n.inputs, RULES[n.op].wants, strict=False):
+                if want in bits:
+                    asked[v].add(bits[want])
+    for n in reversed(graph.nodes):
+        wants = RULES[n.op].wants
+        for i, v in enumerate(n.inputs):
+            want = wants[min(i, len(wants) - 1)]
+            if want == "same":
+                asked[v] |= asked[n.output]
+            elif want in bits and v in asked:
+                asked[v].add(bits[want])
     return asked

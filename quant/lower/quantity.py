@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from isobit.quant.calibrate.observe import Calibration, Range
-from isobit.quant.capture.graph import Floats, Graph, GraphNode
+from isobit.quant.capture.graph import Dims, Floats, Graph, GraphNode
+from isobit.quant.errors import InputError
 from isobit.quant.expr.interval import Interval
 from isobit.quant.lower.dyadic import dyadic, dyadics
 from isobit.quant.lower.edges import InputSpec
@@ -24,6 +27,17 @@ HEADROOM = 2.0
 
 WIDE = 12
 """Bits from which a value has headroom; below, resolution matters more than an outlier that calibration missed."""
+
+UNIT: Literal["unit"] = "unit"
+"""The form of a value in [0, 1]: Q0.15, at most 32767, as decays and gates of recurrences take it."""
+
+UNIT_SCALE = 2.0**-15
+
+Form = int | Literal["unit"]
+"""What a consumer asks for: a width in bits, or UNIT."""
+
+LETTERS = "gfehdc"
+"""Axes of a value, the last ones where it has fewer."""
 
 
 def largest(bits: int) -> int:
@@ -44,14 +58,23 @@ def limits(bits: int) -> dict[str, int]:
     return {"lo": -largest(bits), "hi": largest(bits)}
 
 
+def letters(rank: int) -> str:
+    """Labels for the axes of a value of `rank` axes."""
+    if rank > len(LETTERS):
+        raise InputError(f"a value with {rank} axes, expected at most {len(LETTERS)} besides batch and time")
+    return LETTERS[len(LETTERS) - rank :]
+
+
 @dataclass(frozen=True)
 class Quantity:
     """A value of the Program that stands for one of the float graph: real = integer * scale.
 
-    scale: shape (), or (C,), one for each channel, where it may be negative or zero.  known: holds every integer.
+    dims: of the float value.  scale: a scalar, or of the rank of dims with 1 for axes along which it is constant, where
+    it may be negative or zero.  known: holds every integer.
     """
 
     value: str
+    dims: Dims
     scale: Floats
     known: Interval
 
@@ -64,39 +87,58 @@ class Quantity:
         """The scale of a value that has one for the tensor."""
         return float(self.scale)
 
-    def fits(self, bits: int) -> bool:
-        """Whether it can be an operand of `bits` bits as it is."""
-        return self.scale.ndim == 0 and self.unit > 0 and self.known in IntType(bits).range
+    @property
+    def settled(self) -> bool:
+        """Whether it has one positive scale."""
+        return self.scale.ndim == 0 and self.unit > 0
+
+    def fits(self, form: Form) -> bool:
+        """Whether it can be an operand of this form as it is."""
+        if form == UNIT:
+            return self.settled and self.unit == UNIT_SCALE and self.known in Interval(0, largest(16))
+        return self.settled and self.known in IntType(form).range
+
+
+Operand = Quantity | str
+"""Of a node: a quantity, or the name of what `constant` or `node` made."""
 
 
 class Lowering:
-    """Emits nodes, and settles accumulators to the widths that consumers ask for, each once.
+    """Emits nodes, and settles accumulators to the forms that consumers ask for, each once.
 
-    asked: by value, the widths that its consumers ask for; the widest is made from the accumulator or by the op itself,
-    the others from it.
+    asked: by value, the forms that its consumers ask for; the widest is made from the accumulator or by the op itself,
+    the others from it.  A Program's values have no axes of size 1: `node` drops them from index signatures.
     """
 
     def __init__(
-        self, graph: Graph, calibration: Calibration, recipe: Recipe, t_max: int, asked: dict[str, set[int]]
+        self, graph: Graph, calibration: Calibration, recipe: Recipe, t_max: int, asked: dict[str, set[Form]]
     ) -> None:
         self.graph, self.calibration, self.recipe, self.t_max, self.asked = graph, calibration, recipe, t_max, asked
         self.constants: list[Constant] = []
         self.states: list[State] = []
         self.nodes: list[Node] = []
+        self.dims: dict[str, Dims] = {}
         self.quantities: dict[str, Quantity] = {}
-        self.narrowed: dict[tuple[str, int], Quantity] = {}
+        self.narrowed: dict[tuple[str, Form], Quantity] = {}
         self.producer = {n.output: n for n in graph.nodes}
+        self.held: dict[str, Quantity] = {}
+        self.own_state: set[str] = set()
+        self.plans: dict[str, Any] = {}
+        self.clock = ""
 
     def declare_input(self, spec: InputSpec) -> Input:
-        name = self.graph.input
-        if spec.elem is not None and spec.scale is not None:
+        name, dims = self.graph.input, self.graph.dims[self.graph.input]
+        if self.graph.vocabulary is not None:
+            elem, scale = IntType(max(1, (self.graph.vocabulary - 1).bit_length()), signed=False), 1.0
+        elif spec.elem is not None and spec.scale is not None:
             elem, scale = spec.elem, spec.scale
             self.asked[name].add(elem.range.bits)
         else:
             elem = IntType(self.width(name))
             scale = symmetric_scale(self.calibration.ranges[name], elem.bits)
-        self.quantities[name] = Quantity(name, np.asarray(scale), elem.range)
-        return Input(name, TensorType(("T", self.graph.channels[name]), elem, scale))
+        self.quantities[name] = Quantity(name, dims, np.asarray(scale), elem.range)
+        self.dims[name] = dims
+        return Input(name, TensorType(("T", *(d for d in dims if d != 1)), elem, scale))
 
     def program(self, name: str, entry: Input) -> Program:
         """The Program of the nodes so far; its output is the graph's, settled at its widest and called OUTPUT."""
@@ -107,32 +149,81 @@ class Lowering:
 
     def width(self, v: str) -> int:
         """Bits of the widest form that is asked of a value."""
-        return max(self.asked[v])
+        return max(16 if form == UNIT else form for form in self.asked[v])
+
+    def is_unit(self, v: str) -> bool:
+        """Whether the widest form of a value is UNIT."""
+        return UNIT in self.asked.get(v, ())
 
     def scale_of(self, v: str, bits: int) -> float:
+        """The unit of a value's form of `bits` bits."""
+        if self.is_unit(v) and bits == self.width(v):
+            return UNIT_SCALE
         return symmetric_scale(self.calibration.ranges[v], bits)
 
+    def limits_of(self, v: str, bits: int) -> dict[str, int]:
+        """Clip bounds of a value's form of `bits` bits."""
+        return {"lo": 0, "hi": largest(16)} if self.is_unit(v) and bits == self.width(v) else limits(bits)
+
     def constant(self, name: str, array: npt.ArrayLike, elem: IntType, scale: float | None = None) -> str:
-        self.constants.append(constant(name, array, elem, scale))
+        values = np.asarray(array, np.int64)
+        taken = {c.name for c in self.constants}
+        name = next(k for i in range(len(taken) + 1) if (k := f"{name}_{i + 1}" if i else name) not in taken)
+        self.constants.append(constant(name, np.squeeze(values), elem, scale))
+        self.dims[name] = values.shape
         return name
 
-    def state(self, name: str, shape: tuple[int, ...], elem: IntType, scale: float | None = None) -> str:
-        self.states.append(State(name, TensorType(shape, elem, scale)))
+    def state(self, name: str, dims: Dims, elem: IntType, scale: float | None = None, initial: int = 0) -> str:
+        self.states.append(State(name, TensorType(tuple(d for d in dims if d != 1), elem, scale), initial))
+        self.dims[name] = dims
         return name
 
     def node(
-        self, op: str, index: str, inputs: tuple[str, ...], output: str, loc: str, params: dict[str, int],
-        scale: float | None = None, state: str | None = None,
+        self, op: str, index: str, inputs: tuple[Operand, ...], output: str, loc: str, params: dict[str, int],
+        scale: float | None = None, state: str | None = None, sizes: Mapping[str, int] | None = None,
     ) -> str:  # fmt: skip
-        self.nodes.append(Node(op, tuple(sorted(params.items())), inputs, output, index, loc, state, scale))
+        """inputs: quantities, or names of what `constant` and `node` made.  index: with all axes of the float values.
+
+        sizes: of axes that only the output has.
+        """
+        operands, _, rest = index.partition("->")
+        made, bar, kept = rest.partition("|")
+        found, labels = dict(sizes or {}), []
+        for operand, label in zip(inputs, operands.split(",") if inputs else (), strict=True):
+            axes, dims = label.removeprefix("t"), self.dims_of(operand)
+            assert len(axes) == len(dims), f"{op} {index}: {operand} has dims {dims}"
+            for k, d in zip(axes, dims, strict=True):
+                found[k] = max(found.get(k, 1), d)
+            labels.append("t" * label.startswith("t") + "".join(k for k, d in zip(axes, dims, strict=True) if d != 1))
+        if state and kept:
+            found |= dict(zip(kept, self.dims[state], strict=True))
+
+        def without_units(axes: str) -> str:
+            return "".join(k for k in axes if k == "t" or found[k] != 1)
+
+        text = f"{','.join(labels)}->{without_units(made)}{bar}{without_units(kept)}"
+        names = tuple(i if isinstance(i, str) else i.value for i in inputs)
+        self.nodes.append(Node(op, tuple(sorted(params.items())), names, output, text, loc, state, scale))
+        self.dims[output] = tuple(found[k] for k in made if k != "t")
         return output
 
-    def pointwise(self, n: GraphNode, op: str, index: str, inputs: tuple[str, ...], params: dict[str, int]) -> None:
+    def dims_of(self, operand: Operand) -> Dims:
+        return self.dims[operand] if isinstance(operand, str) else operand.dims
+
+    def pointwise(
+        self, n: GraphNode, op: str, operands: tuple[Operand, ...], params: dict[str, int],
+        constants: tuple[str, ...] = (),
+    ) -> None:  # fmt: skip
         """The node that makes the value of `n` at the widest form asked, with clip bounds in `params`."""
-        bits = self.width(n.output)
+        bits, dims = self.width(n.output), self.graph.dims[n.output]
         scale = self.scale_of(n.output, bits)
-        value = self.node(op, index, inputs, self.name(n.output, bits), n.loc, params, scale)
-        self.quantities[n.output] = Quantity(value, np.asarray(scale), Interval(params.get("lo", 0), params["hi"]))
+        index = ",".join(f"t{letters(len(self.dims_of(o)))}" for o in operands)
+        index += "".join(f",{letters(len(self.dims[c]))}" for c in constants)
+        full = f"{index}->t{letters(len(dims))}"
+        value = self.node(op, full, (*operands, *constants), self.name(n.output, bits), n.loc, params, scale)
+        self.quantities[n.output] = Quantity(
+            value, dims, np.asarray(scale), Interval(params.get("lo", 0), params.get("hi", 0))
+        )
 
     def name(self, v: str, bits: int) -> str:
         """The widest form of a value has its name, others end in `.q<bits>`; the output's is OUTPUT."""
@@ -140,16 +231,17 @@ class Lowering:
             return f"{v}.q{bits}"
         return OUTPUT if v == self.graph.output else v
 
-    def need(self, v: str, bits: int) -> Quantity:
-        """The value with one positive scale, in `bits` bits or fewer."""
-        if (v, bits) in self.narrowed:
-            return self.narrowed[v, bits]
-        held = self.quantities[v]
-        if not held.fits(self.width(v)):
-            held = self.quantities[v] = self._requantize(v, held, self.width(v))
-        if not held.fits(bits):
-            held = self._requantize(v, held, bits)
-        self.narrowed[v, bits] = held
+    def need(self, v: str, form: Form) -> Quantity:
+        """The value with one positive scale, in this form."""
+        if (v, form) in self.narrowed:
+            return self.narrowed[v, form]
+        held, widest = self.quantities[v], self.width(v)
+        if not held.fits(UNIT if self.is_unit(v) else widest):
+            held = self.quantities[v] = self._requantize(v, held, widest)
+        if not held.fits(form):
+            assert form != UNIT
+            held = self._requantize(v, held, form)
+        self.narrowed[v, form] = held
         return held
 
     def direct(self, v: str) -> Quantity:
@@ -159,19 +251,62 @@ class Lowering:
             return held
         return self.need(v, self.recipe.wide_bits)
 
+    def at(self, v: str, scale: float, bits: int, name: str, loc: str) -> Quantity:
+        """The value as integers of `bits` bits at a scale that the consumer sets."""
+        held = self.direct(v)
+        if held.settled and held.unit == scale and held.known in IntType(bits).range:
+            return held
+        return self._converted(held, scale, limits(bits), name, loc)
+
     def _requantize(self, v: str, held: Quantity, bits: int) -> Quantity:
-        scale, name = self.scale_of(v, bits), self.name(v, bits)
+        scale, name, bounds = self.scale_of(v, bits), self.name(v, bits), self.limits_of(v, bits)
+        if name == held.value or name in self.dims:
+            name = f"{name}.{'unit' if self.is_unit(v) else f'q{bits}'}"
         loc = self.producer[v].loc if v in self.producer else self.graph.name
-        ratio = held.scale / scale
+        return self._converted(held, scale, bounds, name, loc)
+
+    def _converted(self, held: Quantity, scale: float, bounds: dict[str, int], name: str, loc: str) -> Quantity:
+        """A requantize node."""
+        ratio, axes = held.scale / scale, letters(len(held.dims))
         if ratio.ndim == 0:
             m, s = dyadic(float(ratio), held.magnitude)
-            self.node("requantize", "tc->tc", (held.value,), name, loc, {"m": m, "s": s, **limits(bits)}, scale)
+            self.node("requantize", f"t{axes}->t{axes}", (held,), name, loc, {"m": m, "s": s, **bounds}, scale)
         else:
-            ms, s = dyadics(ratio, held.magnitude)
-            multiplier = self.constant(f"{name}.multiplier", ms, IntType(32))
-            params = {"s": s, **limits(bits)}
-            self.node("requantize_per_channel", "tc,c->tc", (held.value, multiplier), name, loc, params, scale)
-        return Quantity(name, np.asarray(scale), Interval(-largest(bits), largest(bits)))
+            ms, s = dyadics(ratio.ravel(), held.magnitude)
+            multiplier = self.constant(f"{name}.multiplier", ms.reshape(ratio.shape), IntType(32))
+            params = {"s": s, **bounds}
+            index = f"t{axes},{axes}->t{axes}"
+            self.node("requantize_per_channel", index, (held, multiplier), name, loc, params, scale)
+        return Quantity(name, held.dims, np.asarray(scale), Interval(bounds["lo"], bounds["hi"]))
+
+    def accumulator(self, n: GraphNode, value: str, scale: npt.ArrayLike, known: Interval) -> None:
+        """The value of `n` is an accumulator, to be settled by whoever reads it."""
+        self.quantities[n.output] = Quantity(value, self.graph.dims[n.output], np.asarray(scale, np.float64), known)
+
+    def steps(self, loc: str) -> str:
+        """The number of the step, from 1, which stays at t_max; one for the Program."""
+        if not self.clock:
+            held = self.state("clock.count_state", (), IntType(self.t_max.bit_length(), signed=False))
+            params = {"t_max": self.t_max, "acc": 32}
+            self.clock = self.node("step_count", "->t|", (), "clock.count", loc, params, 1.0, held)
+        return self.clock
+
+    def past(self, v: str, initial: float = 0.0) -> Quantity:
+        """The state that holds a value's widest form from one step to the next, settled before the value is made."""
+        if v not in self.held:
+            bits, dims = self.width(v), self.graph.dims[v]
+            scale = self.scale_of(v, bits)
+            start = max(-largest(bits), min(largest(bits), round(initial / scale)))
+            name = self.state(f"{v}.state", dims, IntType(bits), scale, start)
+            self.held[v] = Quantity(name, dims, np.asarray(scale), IntType(bits).range)
+        return self.held[v]
+
+
+def reduced(m: int, s: int) -> tuple[int, int]:
+    """The same m * 2^-s with the smallest m and a shift of at least 1."""
+    while m and m % 2 == 0 and s > 1:
+        m, s = m // 2, s - 1
+    return m, s
 
 
 def accumulator_bits(magnitude: int) -> int:

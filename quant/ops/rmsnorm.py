@@ -1,4 +1,7 @@
-"""RMSNorm (Zhang and Sennrich 2019, eq. 4) in three nodes: sum of squares, reciprocal square root, scale."""
+"""Norms in three nodes: sum of squares, reciprocal square root, scale.
+
+RMSNorm: Zhang and Sennrich 2019, eq. 4.  LayerNorm: Ba et al. 2016, eq. 4.
+"""
 
 from __future__ import annotations
 
@@ -37,6 +40,17 @@ def rmsnorm_scale(x: Any, inverse_rms: Any, gain: Any, *, pre: int, s: int, lo: 
     return clip(rounding_shift(normalised * gain, s), lo, hi)
 
 
+def layernorm_scale(x: Any, inverse: Any, gain: Any, shift: Any, *, pre: int, s: int, lo: int, hi: int) -> Any:
+    """As rmsnorm_scale, plus a shift per channel in units of 2^-s."""
+    normalised = (x * inverse) >> pre
+    return clip(rounding_shift(normalised * gain + shift, s), lo, hi)
+
+
+def centre(x: Any, total: Any, *, n: int) -> Any:
+    """n*x - total, n times the distance from the mean, exact."""
+    return x * n - total
+
+
 SUM_SQUARES_CASES = (
     Case("16 bits", "tk->t", {"k": 7}, ("i16",), {"acc": 64}),
     Case("8 bits", "tk->t", {"k": 33}, ("i8",), {"acc": 32}),
@@ -48,3 +62,13 @@ RSQRT_CASES = (
 RMSNORM_SCALE_CASES = (
     Case("full range", "tn,t,n->tn", {"n": 16}, ("i16", "u32", "=i16"), {"pre": 17, "s": 18, **INT8}),
 )
+LAYERNORM_SCALE_CASES = (
+    Case(
+        "full range",
+        "tn,t,n,n->tn",
+        {"n": 16},
+        ("i16", "u32", "=i16", "=i30"),
+        {"pre": 17, "s": 18, **INT8},
+    ),
+)
+CENTRE_CASES = (Case("16 bits", "tn,t->tn", {"n": 9}, ("i16", "i20"), {"n": 9}),)

@@ -14,6 +14,13 @@ ap_int<W> clip(ap_int<W> x, ap_int<W> lo, ap_int<W> hi) {
   return x < lo ? lo : x > hi ? hi : x;
 }
 
+/* The larger of a and b. */
+template <int W>
+ap_int<W> max(ap_int<W> a, ap_int<W> b) {
+#pragma HLS INLINE
+  return a < b ? b : a;
+}
+
 /* Leading zeros of the W-bit unsigned number x; W for 0. A priority encoder. */
 template <int W>
 ap_int<8> leading_zeros(ap_uint<W> x) {

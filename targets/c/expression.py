@@ -16,6 +16,7 @@ RESERVED = frozenset({
     "extern", "float", "for", "goto", "if", "inline", "int", "long", "register", "restrict", "return",
     "short", "signed", "sizeof", "static", "struct", "switch", "typedef", "union", "unsigned", "void",
     "volatile", "while",
+    "abs", "div", "erf", "exp", "exp2", "floor", "log", "log2", "max", "min", "pow", "round", "signal", "sqrt", "tanh",
 })
 # fmt: on
 

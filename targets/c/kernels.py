@@ -6,6 +6,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterator
 
+from isobit.quant.check import carry_name
 from isobit.quant.expr.interval import Interval
 from isobit.quant.expr.rewrite import high_products, tabulate
 from isobit.quant.expr.symbols import Traced
@@ -17,13 +18,12 @@ from isobit.targets.nest import (
     Accumulator,
     Apply,
     Element,
-    Index,
     Kernel,
     Let,
+    Literal,
     Local,
     Loop,
     Nest,
-    Offset,
     Operand,
     Statement,
     Store,
@@ -98,7 +98,7 @@ class Functions:
 
     def __init__(self, nest: Nest) -> None:
         self.nest = nest
-        self.values = {identifier(v) for v in (*nest.checked.types, *nest.program.state)}
+        self.values = {identifier(v) for v in (*nest.checked.types, *nest.checked.states)}
         self.tables: dict[tuple[int, ...], str] = {}
         self.functions: dict[tuple[object, ...], str] = {}
         self.text: list[str] = []
@@ -154,7 +154,7 @@ class Functions:
         if (family, *key) not in self.functions:
             made = sum(key[0] == family for key in self.functions)
             name = family if self.variants[family] == 1 else f"{family}_{made + 1}"
-            name = f"{name}_scalar" if name in self.values else name
+            name = f"{name}_scalar" if name in self.values | RESERVED else name
             self.functions[(family, *key)] = name
             self.text += self._definition(name, apply, body, lines)
         return self.functions[(family, *key)]
@@ -206,7 +206,8 @@ class KernelPrinter:
         self.nest, self.functions, self.kernel = nest, functions, kernel
         program = nest.program
         self.uses_state = any(v in program.state for v in (*kernel.reads, *kernel.writes))
-        self.read = [v for v in kernel.reads if v not in program.constant and v not in program.state]
+        unread = {*program.constant, *program.state, *kernel.writes}
+        self.read = [v for v in kernel.reads if v not in unread]
         self.write = [v for v in kernel.writes if v not in program.state]
         self.names = self._local_names()
 
@@ -222,7 +223,7 @@ class KernelPrinter:
     def _local_names(self) -> dict[str, str]:
         """Short names for scalars: the role within the layer, or the layer's last name and the role."""
         layer_of = {n.output: n.loc for n in self.kernel.group.nodes}
-        layer_of |= {n.state: n.loc for n in self.kernel.group.nodes if n.state and n.spec.readout}
+        layer_of |= {n.state or carry_name(n): n.loc for n in self.kernel.group.nodes if n.spec.readout}
         stored = {identifier(v) for v in (*self.kernel.reads, *self.kernel.writes)}
         taken = {"state"} | RESERVED | stored | self.functions.names()
         roles = Counter(value.removeprefix(f"{loc}.") for value, loc in layer_of.items())
@@ -263,10 +264,17 @@ class KernelPrinter:
 
     def _element(self, e: Element) -> str:
         base = f"state->{identifier(e.value)}" if e.value in self.nest.program.state else identifier(e.value)
-        return base + ("".join(f"[{_index(i)}]" for i in e.indices) or "[0]")
+        places = (self._operand(i) if isinstance(i, Element | Local) else str(i) for i in e.indices)
+        return base + ("".join(f"[{p}]" for p in places) or "[0]")
 
     def _operand(self, o: Operand) -> str:
-        return self._element(o) if isinstance(o, Element) else self.names[o.value]
+        match o:
+            case Element():
+                return self._element(o)
+            case Local():
+                return self.names[o.value]
+            case Literal():
+                return literal(o.value)
 
     def _apply(self, apply: Apply) -> str:
         body = apply.body
@@ -289,7 +297,12 @@ class KernelPrinter:
                     start = self._start(s)
                     yield f"{pad}int{word(s.range.bits)}_t {self.names[s.value]} = {start}; /* {s.range} */"
                 case Accumulate():
-                    yield f"{pad}{self.names[s.value]} += {self._term(s)};"
+                    total, term = self.names[s.value], self._term(s)
+                    if s.combine == "max":
+                        bits = word(self.nest.range(s.value).bits)
+                        yield f"{pad}{total} = isobit_max{bits}({total}, {term});"
+                    else:
+                        yield f"{pad}{total} += {term};"
                 case Let():
                     yield f"{pad}const int{word(s.range.bits)}_t {self.names[s.value]} = {self._apply(s.apply)};"
                 case Store():
@@ -298,8 +311,8 @@ class KernelPrinter:
                     yield f"{pad}ISOBIT_TAP({s.number}, {s.position}, {self._operand(s.operand)});"
 
     def _start(self, s: Accumulator) -> str:
-        if s.start is None:
-            return "0"
+        if isinstance(s.start, Literal):
+            return literal(s.start.value)
         wide = container(self.nest.range(s.start.value)) == 64 and word(s.range.bits) == 32
         return f"(int32_t){self._operand(s.start)}" if wide else self._operand(s.start)
 
@@ -309,16 +322,14 @@ class KernelPrinter:
 
     def _stored(self, s: Store) -> str:
         to, text = self.nest.type(s.to.value).elem.container, self._operand(s.operand)
+        if isinstance(s.operand, Literal):
+            return text
         if isinstance(s.operand, Element):
             return text if self.nest.type(s.operand.value).elem.container <= to else f"(int{to}_t){text}"
         return text if to >= 32 and to >= word(self._local_bits(s.operand)) else f"(int{to}_t){text}"
 
     def _local_bits(self, local: Local) -> int:
         return self.nest.range(local.value).bits
-
-
-def _index(i: Index) -> str:
-    return f"{i.label} + {i.by}" if isinstance(i, Offset) else str(i)
 
 
 def _described(t: TensorType) -> str:

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from isobit.quant.check import carry_name
+from isobit.quant.ops import Structure
 from isobit.targets.hls import expression
-from isobit.targets.hls.text import Names, ap, comment, commented, wrapped
+from isobit.targets.hls.text import Names, ap, comment, commented, literal, wrapped
 from isobit.targets.hls.unit import Unit, below, is_pipelined, is_unrolled
 from isobit.targets.nest import (
     Accumulate,
     Accumulator,
     Apply,
     Element,
-    Index,
     Kernel,
     Let,
+    Literal,
+    Local,
     Loop,
-    Offset,
     Operand,
     Statement,
     Store,
@@ -57,8 +59,9 @@ class _KernelPrinter:
         scalars = {}
         for n in kernel.group.nodes:
             values = {n.output: _role(n.loc, n.output)}
-            if n.state and n.spec.readout:
-                values[n.state] = f"{_role(n.loc, n.state)}_new"
+            if n.spec.structure is Structure.RECURRENCE and n.spec.readout:
+                state = n.state or carry_name(n)
+                values[state] = f"{_role(n.loc, state)}_new"
             for value, role in values.items():
                 scalars[value] = names.fresh(f"{role}_now" if names.has(role) else role)
         return scalars
@@ -80,11 +83,16 @@ class _KernelPrinter:
                     if s.extent > 0:
                         yield from self._loop(s, depth)
                 case Accumulator():
-                    start = self._operand(s.start) if s.start else "0"
+                    start = self._operand(s.start)
                     line = f"{pad}{ap(s.range.bits)} {self.scalar[s.value]} = {start};"
                     yield commented(line, f"partial sums in {s.range}")
                 case Accumulate():
-                    yield wrapped(f"{pad}{self.scalar[s.value]} += {self._apply(s.term)};")
+                    total, term = self.scalar[s.value], self._apply(s.term)
+                    if s.combine == "max":
+                        bits = self.unit.bits(s.value)
+                        yield wrapped(f"{pad}{total} = isobit::max<{bits}>({total}, {ap(bits)}({term}));")
+                    else:
+                        yield wrapped(f"{pad}{total} += {term};")
                 case Let():
                     yield wrapped(f"{pad}const {ap(s.range.bits)} {self.scalar[s.value]} = {self._apply(s.apply)};")
                 case Store():
@@ -110,17 +118,16 @@ class _KernelPrinter:
         return f"{function.name}({', '.join(self._operand(o) for o in apply.used)})"
 
     def _operand(self, operand: Operand) -> str:
-        if isinstance(operand, Element):
-            return self.unit.value[operand.value] + "".join(f"[{_index(i)}]" for i in operand.indices)
-        return self.scalar[operand.value]
+        match operand:
+            case Element():
+                places = (self._operand(i) if isinstance(i, Element | Local) else str(i) for i in operand.indices)
+                return self.unit.value[operand.value] + "".join(f"[{p}]" for p in places)
+            case Local():
+                return self.scalar[operand.value]
+            case Literal():
+                return literal(operand.value)
 
 
 def _role(layer: str, value: str) -> str:
     """What the value is within its layer."""
     return below(layer, value) or value.rpartition(".")[2]
-
-
-def _index(index: Index) -> str:
-    if isinstance(index, Offset):
-        return f"{index.label} + {index.by}"
-    return str(index)

@@ -8,6 +8,7 @@ from functools import cached_property
 
 from isobit.quant.expr.symbols import Traced
 from isobit.quant.facts import macs
+from isobit.quant.ops.moves import Affine
 from isobit.targets.hls import expression
 from isobit.targets.hls.text import Names, ap, comment, dims
 from isobit.targets.nest import (
@@ -19,7 +20,6 @@ from isobit.targets.nest import (
     Let,
     Loop,
     Nest,
-    Offset,
     Operand,
     Statement,
     Store,
@@ -59,7 +59,7 @@ def inner_loops(loop: Loop) -> list[Loop]:
 
 
 def is_unrolled(loop: Loop) -> bool:
-    return loop.reduction and loop.extent <= UNROLLED and not inner_loops(loop)
+    return loop.reduction and not loop.ordered and loop.extent <= UNROLLED and not inner_loops(loop)
 
 
 def is_pipelined(loop: Loop) -> bool:
@@ -92,7 +92,7 @@ def applied(s: Statement) -> Apply | None:
 
 def elements(s: Statement) -> Iterator[Element]:
     """Elements that a statement reads or writes."""
-    operands: list[Operand | None] = []
+    operands: list[Operand] = []
     match s:
         case Let():
             operands += s.apply.used
@@ -102,7 +102,10 @@ def elements(s: Statement) -> Iterator[Element]:
             operands.append(s.start)
         case Store():
             operands += [s.to, s.operand]
-    yield from (o for o in operands if isinstance(o, Element))
+    for o in operands:
+        if isinstance(o, Element):
+            yield o
+            yield from (i for i in o.indices if isinstance(i, Element))
 
 
 class Unit:
@@ -113,7 +116,7 @@ class Unit:
         p = nest.program
         letters = {k for n in p.nodes for k in n.index if k.isalpha()}
         names = Names(letters | {"state", "reset"})
-        values = [*(i.name for i in p.inputs), *p.constant, *p.state, *(n.output for n in p.nodes)]
+        values = [*(i.name for i in p.inputs), *p.constant, *nest.checked.states, *(n.output for n in p.nodes)]
         self.value = {v: names.fresh(identifier(v)) for v in values}
         """By value: the name of its array, or of its scalar."""
         self.tables = self._tables(names)
@@ -220,8 +223,8 @@ class Unit:
             unrolled = {loop.index for loop in loops if is_unrolled(loop)}
             for e in elements(s):
                 for dim, index in enumerate(e.indices):
-                    label = index.label if isinstance(index, Offset) else index
-                    if label in unrolled:
+                    labels = {k for k, _ in index.terms} if isinstance(index, Affine) else {index}
+                    if labels & unrolled:
                         yield Partition(e.value, dim + 1)
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import onnx
 
-from isobit.export.onnx.emit import next_name
+from isobit.export.onnx.functions import next_name
 from isobit.export.onnx.load import save
+from isobit.export.onnx.region import expose
 from isobit.quant.interpret import checked_inputs
 from isobit.quant.program import Arrays, Program
 from isobit.targets.target import Artifact, Options, Run, step_by_step
@@ -49,6 +50,7 @@ def traced_model(data: bytes) -> bytes:
     model = onnx.ModelProto.FromString(data)
     model.graph.output.extend(model.graph.value_info)
     del model.graph.value_info[:]
+    expose(model)
     return bytes(model.SerializeToString())
 
 

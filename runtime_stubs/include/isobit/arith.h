@@ -15,6 +15,10 @@ static inline int64_t isobit_clip64(int64_t x, int64_t lo, int64_t hi) {
   return x < lo ? lo : x > hi ? hi : x;
 }
 
+static inline int32_t isobit_max32(int32_t a, int32_t b) { return a < b ? b : a; }
+
+static inline int64_t isobit_max64(int64_t a, int64_t b) { return a < b ? b : a; }
+
 /* The high half of a 64-bit product: one instruction (SMULL, SMMUL, MULH) on a 32-bit core. */
 static inline int32_t isobit_mulh(int32_t a, int32_t b) { return (int32_t)(((int64_t)a * b) >> 32); }
 

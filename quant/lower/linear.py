@@ -1,0 +1,213 @@
+"""Lowering of sums of products: linear layers, convolutions, products of two values, embeddings."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from isobit.quant.capture.graph import Floats, GraphNode
+from isobit.quant.expr.interval import Interval
+from isobit.quant.lower.quantity import Lowering, Quantity, accumulator_bits, largest, letters
+from isobit.quant.program import IntType
+
+BIAS_BITS = 24
+"""A channel's scale is never so fine that its bias leaves this many bits of the accumulator."""
+
+PRECISE_BITS = 16
+"""Bits of the weights and operands of a matrix that is applied at every step to what it made one step before."""
+
+
+def _products(
+    low: Lowering, n: GraphNode, op: str, index: str, x: Quantity, weight: Floats, bias: Floats, summed: int,
+    bits: int = 0, channels: tuple[int, ...] = (), state: str | None = None, params: dict[str, int] | None = None,
+) -> None:  # fmt: skip
+    """Sums of x * weight over the last `summed` axes of the weight; each of its other elements has its own scale.
+
+    bias: of the shape of those other axes.  channels: that shape as a value's dims see it, with 1 where it is constant.
+    """
+    rows = weight.reshape(*weight.shape[: weight.ndim - summed], -1)
+    bits = bits or low.recipe.weight_bits
+    steps = np.maximum(np.abs(rows).max(-1) / largest(bits), np.abs(bias) / (x.unit * 2.0**BIAS_BITS))
+    steps = np.where(steps == 0, steps.max() or 1.0, steps)
+    codes = np.rint(rows / steps[..., None]).astype(np.int64)
+    start = np.rint(bias / (x.unit * steps)).astype(np.int64)
+    reach = int((np.abs(codes).sum(-1) * x.magnitude + np.abs(start)).max())
+    operands = (
+        x,
+        low.constant(f"{n.output}.weight", codes.reshape(weight.shape), IntType(bits)),
+        low.constant(f"{n.output}.bias", start, IntType(32)),
+    )
+    params = {**(params or {}), "acc": accumulator_bits(reach)}
+    acc = low.node(op, index, operands, f"{n.output}.acc", n.loc, params, state=state, sizes=_new_axes(low, n, index))
+    low.accumulator(n, acc, (x.unit * steps).reshape(channels or steps.shape), Interval(-reach, reach))
+
+
+def _new_axes(low: Lowering, n: GraphNode, index: str) -> dict[str, int]:
+    """Sizes of the axes of the output, as the float graph knows them."""
+    made = index.partition("->")[2].removeprefix("t")
+    return dict(zip(made, low.graph.dims[n.output], strict=True))
+
+
+def _bias(low: Lowering, n: GraphNode, shape: tuple[int, ...]) -> Floats:
+    return low.graph.parameters[n.inputs[2]] if len(n.inputs) > 2 else np.zeros(shape)
+
+
+def linear(low: Lowering, n: GraphNode) -> None:
+    """An accumulator with a scale per output channel; it is settled by whoever reads it.
+
+    On what the layer itself made one step before, an error would grow: there, weights and operand are wide.
+    """
+    precise = bool(n.attr.get("precise"))
+    x = low.need(n.inputs[0], low.recipe.wide_bits if precise else low.recipe.act_bits)
+    weight, summed = low.graph.parameters[n.inputs[1]], n.integer("contracted")
+    rows = weight.ndim - summed
+    lead = "".join("xyzw"[: len(x.dims) - summed])
+    out, inner = "nopqs"[:rows], "klmij"[:summed]
+    index = f"t{lead}{inner},{out}{inner},{out}->t{lead}{out}"
+    channels = (1,) * len(lead) + weight.shape[:rows]
+    bias = _bias(low, n, weight.shape[:rows])
+    _products(low, n, "matmul", index, x, weight, bias, summed, PRECISE_BITS if precise else 0, channels)
+
+
+def grouped_linear(low: Lowering, n: GraphNode) -> None:
+    """A matrix of its own for every group."""
+    x, weight = low.need(n.inputs[0], low.recipe.act_bits), low.graph.parameters[n.inputs[1]]
+    _products(low, n, "matmul", "tgk,gnk,gn->tgn", x, weight, _bias(low, n, weight.shape[:2]), 1)
+
+
+def conv2d(low: Lowering, n: GraphNode) -> None:
+    """The image is padded first, so that the kernel never leaves it.
+
+    The kernel slides along an axis where it has several elements and several places; else the axis is one of a plain
+    product.
+    """
+    x, weight = low.need(n.inputs[0], low.recipe.act_bits), low.graph.parameters[n.inputs[1]]
+    padding, strides, dilations = n.integers("padding"), n.integers("stride"), n.integers("dilation")
+    depthwise, made_dims = weight.ndim == 3, low.graph.dims[n.output]
+    seen, kernel, made, params = "", "", "", dict[str, int]()
+    for i, name in enumerate("yx"):
+        axis, size, places = 1 + i, weight.shape[weight.ndim - 2 + i], made_dims[1 + i]
+        before, after = padding[2 * i : 2 * i + 2]
+        x = padded(low, n, x, axis, before, after, f"{n.output}.padded_{name}")
+        slides = size > 1 and places > 1
+        if not slides:
+            step = strides[i] if size == 1 else dilations[i]
+            x = _every(low, n, x, axis, step, places if size == 1 else size, f"{n.output}.taken_{name}")
+        else:
+            at = len(params) // 2
+            params |= {f"stride{at}": strides[i], f"dilation{at}": dilations[i]}
+        seen += name
+        kernel += "ij"[i] if slides or size == 1 else name
+        made += "vu"[i] if slides or size > 1 else name
+    index = f"tc{seen},c{kernel},c->tc{made}" if depthwise else f"tc{seen},nc{kernel},n->tn{made}"
+    bias, channels = _bias(low, n, weight.shape[:1]), (len(weight), 1, 1)
+    op = "convolution" if params else "matmul"
+    _products(low, n, op, index, x, weight, bias, weight.ndim - 1, channels=channels, params=params)
+
+
+def _every(low: Lowering, n: GraphNode, x: Quantity, axis: int, step: int, size: int, name: str) -> Quantity:
+    """`size` elements of an axis, from the first on."""
+    if x.dims[axis] == size:
+        return x
+    axes = letters(len(x.dims))
+    params = {"start": 0, "step": step, "size": size}
+    index = f"t{axes}->t{axes.replace(axes[axis], 'z')}"
+    value = low.node("take", index, (x,), name, n.loc, params, x.unit, sizes={"z": size})
+    return replace(x, value=value, dims=low.dims[value])
+
+
+def positions_conv1d(low: Lowering, n: GraphNode) -> None:
+    x, weight = low.need(n.inputs[0], low.recipe.act_bits), low.graph.parameters[n.inputs[1]]
+    bias, channels = _bias(low, n, weight.shape[:1]), (1, len(weight))
+    params = {"stride0": 1, "dilation0": 1}
+    _products(low, n, "convolution", "tlc,cj,c->tmc", x, weight, bias, 1, channels=channels, params=params)
+
+
+def padded(low: Lowering, n: GraphNode, x: Quantity, axis: int, before: int, after: int, name: str) -> Quantity:
+    """x with zeros around one of its axes."""
+    if before + after == 0:
+        return x
+    axes = letters(len(x.dims))
+    size = x.dims[axis] + before + after
+    made = axes.replace(axes[axis], "z")
+    params = {"before": before, "after": after, "fill": 0}
+    value = low.node("pad", f"t{axes}->t{made}", (x,), name, n.loc, params, x.unit, sizes={"z": size})
+    dims = (*x.dims[:axis], size, *x.dims[axis + 1 :])
+    return Quantity(value, dims, x.scale, x.known.join(Interval(0, 0)))
+
+
+def _ring(low: Lowering, n: GraphNode, x: Quantity, steps: int) -> str:
+    """The last inputs, which start at 0."""
+    return low.state(f"{n.output}.ring", (steps, *x.dims), IntType(x.known.bits), x.unit)
+
+
+def causal_conv1d(low: Lowering, n: GraphNode) -> None:
+    """As `linear`; the ring holds the quantized input and starts at 0."""
+    x, weight = low.need(n.inputs[0], low.recipe.act_bits), low.graph.parameters[n.inputs[1]]
+    ring = _ring(low, n, x, weight.shape[1] - 1)
+    _products(low, n, "causal_conv1d", "tc,cj,c->tc", x, weight, _bias(low, n, weight.shape[:1]), 1, state=ring)
+
+
+def causal_fir(low: Lowering, n: GraphNode) -> None:
+    x, weight = low.need(n.inputs[0], low.recipe.act_bits), low.graph.parameters[n.inputs[1]]
+    ring = _ring(low, n, x, weight.shape[2] - 1)
+    _products(low, n, "causal_conv1d", "tc,ncj,n->tn", x, weight, _bias(low, n, weight.shape[:1]), 2, state=ring)
+
+
+def history(low: Lowering, n: GraphNode) -> None:
+    x, length = low.need(n.inputs[0], low.width(n.output)), n.integer("length")
+    ring = _ring(low, n, x, length - 1)
+    axes = letters(len(x.dims))
+    index, params = f"t{axes}->tw{axes}", {"length": length}
+    value = low.node(
+        "history", index, (x,), n.output, n.loc, params, x.unit, ring, sizes={"w": length}
+    )  # fmt: skip
+    low.quantities[n.output] = Quantity(value, low.graph.dims[n.output], x.scale, x.known)
+
+
+def embedding(low: Lowering, n: GraphNode) -> None:
+    """Rows of a table with one scale; rows that no identifier reaches are zero."""
+    ids, table = low.quantities[n.inputs[0]], low.graph.parameters[n.inputs[1]]
+    bits = low.width(n.output)
+    scale = low.scale_of(n.output, bits)
+    codes = np.clip(np.rint(table / scale), -largest(bits), largest(bits)).astype(np.int64)
+    codes = np.pad(codes, ((0, ids.known.hi + 1 - len(codes)), (0, 0)))
+    rows = low.constant(f"{n.output}.table", codes, IntType(bits), scale)
+    lead = "xyzw"[: len(ids.dims)]
+    index = f"t{lead},vc->t{lead}c"
+    value = low.node("embedding", index, (ids, rows), low.name(n.output, bits), n.loc, {}, scale)
+    known = Interval(int(codes.min()), int(codes.max()))
+    low.quantities[n.output] = Quantity(value, low.graph.dims[n.output], np.asarray(scale), known)
+
+
+def einsum(low: Lowering, n: GraphNode) -> None:
+    """A product of two values, exact."""
+    a, b = (low.need(i, low.recipe.act_bits) for i in n.inputs)
+    operands, _, output = n.text("index").partition("->")
+    left, right = operands.split(",")
+    sizes = dict(zip(left, a.dims, strict=True)) | dict(zip(right, b.dims, strict=True))
+    count = math.prod(d for k, d in sizes.items() if k not in output)
+    reach = count * a.magnitude * b.magnitude
+    params = {"acc": accumulator_bits(reach)}
+    scale = a.unit * b.unit
+    index = f"t{left},t{right}->t{output}"
+    acc = low.node("dot", index, (a, b), f"{n.output}.acc", n.loc, params, scale)
+    low.accumulator(n, acc, scale, Interval(-reach, reach))
+
+
+def reduce(low: Lowering, n: GraphNode) -> None:
+    """A sum, the same sum at another scale for a mean, or the largest."""
+    x, axes, how = low.need(n.inputs[0], low.recipe.wide_bits), n.integers("axes"), n.text("how")
+    labels = letters(len(x.dims))
+    gone = "".join(labels[i] for i in axes)
+    kept = "".join(k for k in labels if k not in gone)
+    count = math.prod(x.dims[i] for i in axes)
+    known = x.known if how == "max" else Interval(count * min(x.known.lo, 0), count * max(x.known.hi, 0))
+    params = {"acc": accumulator_bits(max(abs(known.lo), abs(known.hi)))}
+    op = "reduce_max" if how == "max" else "reduce_sum"
+    scale = x.unit / (count if how == "mean" else 1)
+    acc = low.node(op, f"t{labels}->t{kept}", (x,), f"{n.output}.acc", n.loc, params, scale)
+    low.dims[acc] = low.graph.dims[n.output]
+    low.accumulator(n, acc, scale, known)

@@ -1,0 +1,135 @@
+"""Lowering of normalisations and of softmax: a reduction, a reciprocal, a scale."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from isobit.quant.capture.graph import GraphNode
+from isobit.quant.errors import InputError
+from isobit.quant.expr.interval import Interval
+from isobit.quant.lower.dyadic import dyadic, dyadics
+from isobit.quant.lower.pointwise import LOG2_E, OCTAVE_BITS, divided
+from isobit.quant.lower.quantity import Lowering, Operand, Quantity, accumulator_bits, largest, letters, power_above
+from isobit.quant.ops.exp2 import FRAC
+from isobit.quant.ops.rmsnorm import rsqrt
+from isobit.quant.program import IntType
+
+MOST_WIDTH = 60
+"""Bits of a sum of squares, eps included."""
+
+
+def _axes(x: Quantity, over: int) -> tuple[str, str]:
+    """Labels of x, and of those that are kept when the last `over` are summed."""
+    labels = letters(len(x.dims))
+    return labels, labels[: len(labels) - over]
+
+
+def rms_norm(low: Lowering, n: GraphNode) -> None:
+    """x * 2^root/sqrt(sum x^2 + eps), shifted by `pre` so that 15 bits remain of a typical channel; then the gain."""
+    x = low.need(n.inputs[0], low.recipe.wide_bits)
+    count = math.prod(x.dims[len(x.dims) - n.integer("over") :])
+    _scaled(low, n, x, count, count * n.number("eps"), math.sqrt(count))
+
+
+def l2norm(low: Lowering, n: GraphNode) -> None:
+    """As rms_norm, of the sum of squares itself."""
+    x = low.need(n.inputs[0], low.recipe.wide_bits)
+    count = math.prod(x.dims[len(x.dims) - n.integer("over") :])
+    _scaled(low, n, x, count, n.number("eps"), 1.0)
+
+
+def layer_norm(low: Lowering, n: GraphNode) -> None:
+    """On n*x - sum(x), exact, so that a rounded mean costs nothing; then as rms_norm."""
+    x, over = low.need(n.inputs[0], low.recipe.wide_bits), n.integer("over")
+    count = math.prod(x.dims[len(x.dims) - over :])
+    labels, kept = _axes(x, over)
+    params = {"acc": accumulator_bits(count * x.magnitude)}
+    total = low.node("reduce_sum", f"t{labels}->t{kept}", (x,), f"{n.output}.total", n.loc, params, x.unit)
+    index = f"t{labels},t{kept}->t{labels}"
+    centred = low.node("centre", index, (x, total), f"{n.output}.centred", n.loc, {"n": count}, x.unit / count)
+    reach = 2 * count * x.magnitude
+    shifted = Quantity(centred, x.dims, np.asarray(x.unit / count), Interval(-reach, reach))
+    _scaled(low, n, shifted, count, count * n.number("eps"), math.sqrt(count))
+
+
+def _scaled(low: Lowering, n: GraphNode, x: Quantity, count: int, eps: float, factor: float) -> None:
+    """factor * x / sqrt(sum x^2 + eps) * gain + shift; eps in real units of x^2."""
+    bits, over = low.width(n.output), n.integer("over")
+    squares = count * x.magnitude**2
+    code = round(eps / x.unit**2)
+    width = max(16, (squares + code).bit_length())
+    width += width % 2
+    if width > MOST_WIDTH:
+        raise InputError(
+            f"{n.loc}: eps {n.number('eps'):g} is {code} squared units of an input of at most {x.magnitude} units: "
+            "the calibration data leave this layer's input near zero; calibrate on real samples"
+        )
+    root = 14 + width // 2
+    peak = 2.0**root * x.magnitude / math.sqrt(x.magnitude**2 + code)
+    pre = max(1, power_above(peak) - 15 - (count.bit_length() + 1) // 2)
+    labels, kept = _axes(x, over)
+    acc = {"acc": accumulator_bits(squares)}
+    total = low.node("sum_squares", f"t{labels}->t{kept}", (x,), f"{n.output}.squares", n.loc, acc, x.unit**2)
+    params = {"eps": code, "width": width}
+    inverse = low.node("rsqrt", f"t{kept}->t{kept}", (total,), f"{n.output}.inverse", n.loc, params)
+    reach = (x.magnitude * int(rsqrt(Interval(0, squares), eps=code, width=width).hi) >> pre) + 1
+    unit = low.scale_of(n.output, bits)
+    weights = [low.graph.parameters[i] for i in n.inputs[1:]] or [np.ones(x.dims[len(x.dims) - over :])]
+    ratio = weights[0] * (factor * 2.0 ** (pre - root) / unit)
+    gains, s = dyadics(ratio.ravel(), reach, 15)
+    gain = low.constant(f"{n.output}.gain", gains.reshape(ratio.shape), IntType(16))
+    params = {"pre": pre, "s": s, **low.limits_of(n.output, bits)}
+    inner = labels[len(labels) - weights[0].ndim :]
+    operands: tuple[Operand, ...] = (x, inverse, gain)
+    index, op = f"t{labels},t{kept},{inner}", "rmsnorm_scale"
+    if len(weights) > 1:
+        codes = np.rint(weights[1] / unit * 2.0**s).astype(np.int64)
+        shift = low.constant(f"{n.output}.shift", codes, IntType(Interval(int(codes.min()), int(codes.max())).bits))
+        operands, index, op = (*operands, shift), f"{index},{inner}", "layernorm_scale"
+    name = low.name(n.output, bits)
+    value = low.node(op, f"{index}->t{labels}", operands, name, n.loc, params, unit)
+    known = Interval(params["lo"], params["hi"])
+    low.quantities[n.output] = Quantity(value, low.graph.dims[n.output], np.asarray(unit), known)
+
+
+def softmax(low: Lowering, n: GraphNode) -> None:
+    """Powers of two of the distance to the largest score, over their sum (Li and Gu 2023, "I-ViT", section 3.3).
+
+    With `masked`, slots of a history that no step has filled get a power of 0.
+    """
+    x = low.need(n.inputs[0], low.recipe.wide_bits)
+    labels, kept = _axes(x, 1)
+    last, masked = labels[-1], bool(n.attr.get("masked"))
+    mx, sx = dyadic(x.unit * LOG2_E * (1 << FRAC), 2 * x.magnitude, OCTAVE_BITS)
+    scores: Quantity = x
+    extra: tuple[str, ...] = ()
+    if masked:
+        slots = low.constant(f"{n.output}.slots", np.arange(x.dims[-1]), IntType(32))
+        extra = (low.steps(n.loc), slots)
+        low_end = {"length": x.dims[-1], "lowest": -largest(low.recipe.wide_bits)}
+        name = low.node(
+            "mask_history", f"t{labels},t,{last}->t{labels}", (x, *extra), f"{n.output}.scores", n.loc, low_end, x.unit
+        )  # fmt: skip
+        scores = replace(x, value=name, known=x.known.join(Interval(-largest(low.recipe.wide_bits), 0)))
+    top = low.node("reduce_max", f"t{labels}->t{kept}", (scores,), f"{n.output}.top", n.loc, {"acc": 32}, x.unit)
+    params = {"mx": mx, "sx": sx}
+    if masked:
+        index = f"t{labels},t{kept},t,{last}->t{labels}"
+        params["length"] = x.dims[-1]
+        powers = low.node(
+            "shifted_exp_of_history", index, (scores, top, *extra), f"{n.output}.powers", n.loc, params, 2.0**-15
+        )
+    else:
+        index = f"t{labels},t{kept}->t{labels}"
+        powers = low.node("shifted_exp", index, (scores, top), f"{n.output}.powers", n.loc, params, 2.0**-15)
+    reach = x.dims[-1] << 15
+    acc = {"acc": accumulator_bits(reach)}
+    total = low.node("reduce_sum", f"t{labels}->t{kept}", (powers,), f"{n.output}.total", n.loc, acc, 2.0**-15)
+    above = Quantity(powers, x.dims, np.asarray(2.0**-15), Interval(0, 1 << 15))
+    below = Quantity(total, (*x.dims[:-1], 1), np.asarray(2.0**-15), Interval(0, reach))
+    bits = low.width(n.output)
+    bounds = low.limits_of(n.output, bits) | {"lo": 0}
+    divided(low, n, above, below, 1 / low.scale_of(n.output, bits), max(16, reach.bit_length()), bounds)

@@ -1,0 +1,338 @@
+"""Lowering of recurrences: scales of the state and of what drives it, decays, readouts, and reads of the past."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from isobit.quant.capture.graph import Dims, GraphNode
+from isobit.quant.errors import InputError
+from isobit.quant.expr.interval import Interval
+from isobit.quant.lower.dyadic import dyadic
+from isobit.quant.lower.pointwise import LOG2_E
+from isobit.quant.lower.quantity import (
+    UNIT,
+    UNIT_SCALE,
+    Lowering,
+    Quantity,
+    accumulator_bits,
+    largest,
+    letters,
+    limits,
+    power_above,
+)
+from isobit.quant.ops.exp2 import FRAC
+from isobit.quant.program import IntType
+
+UP_MAX = 7
+"""The largest shift of v * k in a recurrence: an 8-bit k, shifted, stays in 16 bits."""
+
+DIAGONAL_UP = 14
+"""The shift of what drives a diagonal recurrence: a 16-bit value, shifted, and a decayed state together fit 32 bits."""
+
+SUM_BITS = 31, 24
+"""Of a sum over t_max steps that nothing fades: with operands of up to 8 bits, and of more; else terms are rounded."""
+
+CONVEX_BITS = 15
+"""Of a convex recurrence: a gate times a difference of two such values fits 32 bits."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The scales of a recurrence S = decay*S + ((v*k) << up), in 2^-15 of a unit of S.
+
+    held: the unit of S.  product: the unit of v*k, held * 2^(up-15).  down: where nothing decays, a shift to the right
+    instead.
+    """
+
+    state: str
+    dims: Dims
+    held: float
+    product: float
+    up: int
+    down: int
+    bits: int
+
+    def drive(self, k_unit: float) -> float:
+        """The unit of v, which meets a key of this unit."""
+        return self.product / k_unit
+
+    @property
+    def quantity(self) -> Quantity:
+        return Quantity(self.state, self.dims, np.asarray(self.held), IntType(self.bits).range)
+
+
+def _state_bits(low: Lowering) -> int:
+    return low.recipe.state_bits
+
+
+def _plan(
+    low: Lowering, state: str, dims: Dims, drives: list[tuple[float, Quantity]], decays: bool, exact: bool
+) -> Plan:
+    """drives: the unit that v would like, and the key that it meets; several products are added."""
+    bits = _state_bits(low)
+    held = low.scale_of(state, bits)
+    wanted = max(v * k.unit for v, k in drives)
+    if exact:
+        reach = low.t_max * sum(largest(low.recipe.wide_bits) * k.magnitude for _, k in drives)
+        most = SUM_BITS[low.recipe.act_bits > 8]
+        down = max(0, Interval(-reach, reach).bits - most)
+        bits = min(Interval(-reach, reach).bits, most)
+        name = low.state(state, dims, IntType(bits), wanted * 2.0**down)
+        return Plan(name, dims, wanted * 2.0**down, wanted, 0, down, bits)
+    if not decays:
+        down = max(1, power_above(held / wanted))
+        product = max(wanted, held * 2.0**-down)
+        held = product * 2.0**down
+        name = low.state(state, dims, IntType(bits), held)
+        return Plan(name, dims, held, product, 0, down, bits)
+    word = 32 if bits <= 16 else 64
+    room = largest(min(word, 62)) - (largest(bits) << 15) - (1 << 14)
+    most = sum(largest(low.recipe.wide_bits) * k.magnitude for _, k in drives)
+    up_max = min(max((room // most).bit_length() - 1, 0), UP_MAX if bits <= 16 else 32)
+    up = min(max(power_above(wanted * 2.0**15 / held), 0), up_max)
+    product = max(wanted, held * 2.0 ** (up - 15))
+    held = product * 2.0 ** (15 - up)
+    name = low.state(state, dims, IntType(bits), held)
+    return Plan(name, dims, held, product, up, 0, bits)
+
+
+def _wide_unit(low: Lowering, v: str) -> float:
+    return low.scale_of(v, low.recipe.wide_bits) if not low.is_unit(v) else UNIT_SCALE
+
+
+def _at(low: Lowering, n: GraphNode, v: str, unit: float, role: str) -> Quantity:
+    return low.at(v, unit, low.recipe.wide_bits, f"{n.output}.{role}", n.loc)
+
+
+@dataclass(frozen=True)
+class _Heads:
+    """Labels of a matrix state: those of heads, h, or g and r for groups with common keys; then v, then k."""
+
+    key: str
+    value: str
+
+    @property
+    def state(self) -> str:
+        return f"{self.value}k"
+
+
+def _heads(low: Lowering, k: str, v: str) -> _Heads:
+    groups = len(low.graph.dims[k]) - 1
+    of_value = len(low.graph.dims[v]) - 1
+    lead = "ghr"[:of_value] if of_value > 1 else "h"[:of_value]
+    return _Heads(f"{lead[:groups]}k", f"{lead}v")
+
+
+def _planned(low: Lowering, n: GraphNode) -> Plan:
+    """Of a linear_recurrence or delta_update, settled when it is first asked for, which a `recall` may do."""
+    plans: dict[str, Plan] = low.plans
+    if n.output not in plans:
+        _, k, v, *rest = n.inputs
+        drives = [(_wide_unit(low, v), low.need(k, low.recipe.act_bits))]
+        if n.op == "delta_update":
+            b, u, *rest = rest
+            drives.append((_wide_unit(low, u), low.need(b, low.recipe.act_bits)))
+        recalled = any(m.op == "recall" and m.inputs[1] == n.output for m in low.graph.nodes)
+        exact = not rest and not recalled
+        dims = (*low.graph.dims[v], low.graph.dims[k][-1])
+        plans[n.output] = _plan(low, f"{n.output}.state", dims, drives, bool(rest), exact)
+    return plans[n.output]
+
+
+def linear_recurrence(low: Lowering, n: GraphNode) -> None:
+    """S = decay*S + v k, o = S q; the readout is exact.  `delta_update` adds u b."""
+    act, plan = low.recipe.act_bits, _planned(low, n)
+    q_name, k_name, v_name, *rest = n.inputs
+    q, k = low.need(q_name, act), low.need(k_name, act)
+    v = _at(low, n, v_name, plan.drive(k.unit), "v")
+    axes = _heads(low, k_name, v_name)
+    operands: list[Quantity | str] = [v, k]
+    labels = [f"t{axes.value}", f"t{axes.key}"]
+    op = "linear_recurrence_before" if n.attr.get("reads_old") else "linear_recurrence"
+    if n.op == "delta_update":
+        b_name, u_name, *rest = rest
+        b = low.need(b_name, act)
+        operands += [_at(low, n, u_name, plan.drive(b.unit), "u"), b]
+        labels += [f"t{axes.value}", f"t{axes.key}"]
+        op = "delta_recurrence"
+    top = largest(plan.bits)
+    size = low.graph.dims[k_name][-1]
+    reach = size * top * q.magnitude
+    params = {
+        "lo": -top,
+        "hi": top,
+        "acc": accumulator_bits(max(reach, top << (0 if plan.up == plan.down == 0 else 16))),
+    }
+    if plan.bits <= 16:
+        params["acc"] = accumulator_bits(reach)
+    if rest:
+        decay, label = _decay_operand(low, n, rest[0], axes)
+        operands.insert(0, decay)
+        labels.insert(0, label)
+        params["up"] = plan.up
+    elif plan.down:
+        op = "outer_step"
+        params["down"] = plan.down
+    else:
+        op = "outer_sum"
+    index = f"{','.join(labels)},t{axes.key}->t{axes.value}|{axes.state}"
+    scale = plan.held * q.unit
+    acc = low.node(op, index, (*operands, q), f"{n.output}.acc", n.loc, params, scale, plan.state)
+    low.accumulator(n, acc, scale, Interval(-reach, reach))
+
+
+def _decay_operand(low: Lowering, n: GraphNode, decay: str, axes: _Heads) -> tuple[Quantity | str, str]:
+    """A decay per head, constant or not, or per key: Q0.15."""
+    heads = axes.value[:-1]
+    if decay in low.graph.parameters:
+        array = low.graph.parameters[decay]
+        if array.min() < 0 or array.max() > 1:
+            raise InputError(f"{n.loc}: its decay lies in [{array.min():g}, {array.max():g}], expected 0 to 1")
+        codes = np.minimum(np.rint(array / UNIT_SCALE), largest(16)).astype(np.int64)
+        dims = low.graph.dims[n.output][: len(heads)]
+        codes = np.broadcast_to(codes.reshape(codes.shape if codes.ndim else (1,) * len(heads)), dims)
+        return low.constant(f"{n.output}.decay", codes, IntType(15, signed=False), UNIT_SCALE), heads
+    known = low.calibration.ranges[decay]
+    if known.lo < 0 or known.hi > 1:
+        raise InputError(
+            f"{n.loc}: its decay lies in [{known.lo:g}, {known.hi:g}] on the calibration data, expected 0 to 1"
+        )
+    held = low.need(decay, UNIT)
+    return held, f"t{heads}" if len(held.dims) == len(heads) else f"t{heads}k"
+
+
+def recall(low: Lowering, n: GraphNode) -> None:
+    """S k with the state that the step starts from."""
+    key_name, source = n.inputs
+    node = low.producer[source]
+    plan, key = _planned(low, node), low.need(key_name, low.recipe.act_bits)
+    axes = _heads(low, node.inputs[1], node.inputs[2])
+    reach = low.graph.dims[key_name][-1] * largest(plan.bits) * key.magnitude
+    params, scale = {"acc": accumulator_bits(reach)}, plan.held * key.unit
+    index = f"t{axes.state},t{axes.key}->t{axes.value}"
+    acc = low.node("dot", index, (plan.quantity, key), f"{n.output}.acc", n.loc, params, scale)
+    low.accumulator(n, acc, scale, Interval(-reach, reach))
+
+
+def previous(low: Lowering, n: GraphNode) -> None:
+    """No node: the state of the value that it reads, of which the value's own rule takes care."""
+    low.quantities[n.output] = low.past(n.inputs[0], n.number("initial"))
+
+
+def shift(low: Lowering, n: GraphNode) -> None:
+    """The value of the step before."""
+    x = low.need(n.inputs[0], low.width(n.output))
+    axes = letters(len(x.dims))
+    held = low.state(f"{n.output}.state", x.dims, IntType(x.known.bits), x.unit)
+    index = f"t{axes}->t{axes}|{axes}"
+    value = low.node("delay", index, (x,), low.name(n.output, low.width(n.output)), n.loc, {"acc": 32}, x.unit, held)
+    low.quantities[n.output] = Quantity(value, x.dims, x.scale, IntType(x.known.bits).range)
+
+
+def diagonal_recurrence(low: Lowering, n: GraphNode) -> None:
+    """h = decay*h + x; h is the state and the output."""
+    decay, x = n.inputs
+    past = low.past(n.output) if n.output in low.own_state or n.output not in low.held else _own(low, n)
+    axes = letters(len(past.dims))
+    up = DIAGONAL_UP
+    if _wide_unit(low, x) > past.unit * 2.0 ** (up - 15):
+        up += 1
+    v = _at(low, n, x, past.unit * 2.0 ** (up - 15), "x")
+    a, label = _elementwise_decay(low, n, decay)
+    top = largest(low.width(n.output))
+    params = {"up": up, "lo": -top, "hi": top, "acc": 32 if up <= DIAGONAL_UP else 64}
+    index = f"{label},t{letters(len(v.dims))}->t{axes}|{axes}"
+    name = low.name(n.output, low.width(n.output))
+    value = low.node("diagonal_recurrence", index, (a, v), name, n.loc, params, past.unit, past.value)
+    low.quantities[n.output] = Quantity(value, past.dims, past.scale, Interval(-top, top))
+
+
+def _own(low: Lowering, n: GraphNode) -> Quantity:
+    """A state of its own, where the one that the next step reads is still read after this node."""
+    past = low.held[n.output]
+    name = low.state(f"{n.output}.inner_state", past.dims, IntType(low.width(n.output)), past.unit)
+    return Quantity(name, past.dims, past.scale, past.known)
+
+
+def _elementwise_decay(low: Lowering, n: GraphNode, decay: str) -> tuple[Quantity | str, str]:
+    if decay in low.graph.parameters:
+        array = low.graph.parameters[decay]
+        codes = np.clip(np.rint(array / UNIT_SCALE), 0, largest(16)).astype(np.int64)
+        return low.constant(f"{n.output}.decay", codes, IntType(15, signed=False), UNIT_SCALE), letters(array.ndim)
+    held = low.need(decay, UNIT)
+    return held, f"t{letters(len(held.dims))}"
+
+
+def convex_recurrence(low: Lowering, n: GraphNode) -> None:
+    """h = h + gate*(x - h): inside the interval of its inputs, so that nothing saturates."""
+    gate, x = low.need(n.inputs[0], UNIT), n.inputs[1]
+    dims = low.graph.dims[n.output]
+    axes = letters(len(dims))
+    if n.output in low.held and n.output in low.own_state:
+        past = low.held[n.output]
+        unit, name = past.unit, past.value
+        top = largest(low.width(n.output))
+    else:
+        top = largest(CONVEX_BITS)
+        unit = low.calibration.ranges[x].absmax * 2.0 / top if low.calibration.ranges[x].absmax else 1.0 / top
+        name = low.state(f"{n.output}.state", dims, IntType(CONVEX_BITS), unit)
+    bits = CONVEX_BITS if top == largest(CONVEX_BITS) else 16
+    v = low.at(x, unit, bits, f"{n.output}.x", n.loc)
+    params = {"lo": -top, "hi": top, "acc": 32 if bits == CONVEX_BITS else 64}
+    index = f"t{letters(len(gate.dims))},t{letters(len(v.dims))}->t{axes}|{axes}"
+    made = low.node(
+        "convex_recurrence", index, (gate, v), low.name(n.output, low.width(n.output)), n.loc, params, unit, name
+    )
+    low.quantities[n.output] = Quantity(made, dims, np.asarray(unit), Interval(-top, top))
+
+
+def selective_recurrence(low: Lowering, n: GraphNode) -> None:
+    """The decay of every state from the step size, the drive v = dt * u, and the recurrence, whose readout is exact.
+
+    The state's unit is that of v * b, times 2^(15-up): `up` is the least that lets v keep all of its bits.  In an image
+    model the recurrence runs along positions, from a state of zeros.
+    """
+    wide, act, inner = low.recipe.wide_bits, low.recipe.act_bits, bool(n.attr.get("inner"))
+    u, dt, b, c = (low.need(i, bits) for i, bits in zip(n.inputs, (wide, wide, act, act), strict=False))
+    along = "l" if inner else ""
+    decay = _selective_decay(low, n, dt, along)
+    channels, size = low.graph.parameters[n.inputs[4]].shape
+    drives = [(low.scale_of(f"{n.output}.v", wide), b)]
+    plan = _plan(low, f"{n.output}.state", (channels, size), drives, decays=True, exact=False)
+    if inner:
+        low.states.pop()
+    drive = plan.drive(b.unit)
+    m, s = dyadic(dt.unit * u.unit / drive, dt.magnitude * u.magnitude)
+    index = f"t{along}c,t{along}c->t{along}c"
+    v = low.node("multiply", index, (dt, u), f"{n.output}.v", n.loc, {"m": m, "s": s, **limits(wide)}, drive)
+    top = largest(plan.bits)
+    reach = size * top * c.magnitude
+    params = {"up": plan.up, "lo": -top, "hi": top, "acc": accumulator_bits(reach)}
+    scale = plan.held * c.unit
+    index = f"t{along}cn,t{along}c,t{along}n,t{along}n->t{along}c|cn"
+    state = None if inner else plan.state
+    acc = low.node("linear_recurrence", index, (decay, v, b, c), f"{n.output}.acc", n.loc, params, scale, state)
+    low.accumulator(n, acc, scale, Interval(-reach, reach))
+
+
+def _selective_decay(low: Lowering, n: GraphNode, dt: Quantity, along: str) -> str:
+    """exp(dt * a) in Q0.15, from rates -a * log2(e) as 15-bit constants."""
+    rates = -LOG2_E * low.graph.parameters[n.inputs[4]]
+    if rates.min() < 0:
+        raise InputError(
+            f"{n.loc}: the decay rate a reaches {-rates.min() / LOG2_E:g}, expected a <= 0: the state would grow"
+        )
+    if dt.known.lo < 0:
+        raise InputError(f"{n.loc}: the step size dt is not proved to be >= 0: make it with softplus")
+    octaves = dt.unit * (1 << FRAC)
+    s = min(-power_above(octaves * (float(rates.max()) or 1.0) / largest(16)), 62)
+    if s < 1:
+        raise InputError(
+            f"{n.loc}: dt * a reaches {dt.unit * dt.magnitude * rates.max():g} octaves; nothing is remembered"
+        )
+    codes = np.rint(rates * (octaves * 2.0**s)).astype(np.int64)
+    rate = low.constant(f"{n.output}.rate", codes, IntType(15, signed=False), 1 / (octaves * 2.0**s))
+    index = f"t{along}c,cn->t{along}cn"
+    return low.node("decay", index, (dt, rate), f"{n.output}.decay", n.loc, {"s": s}, 2.0**-15)

@@ -1,0 +1,111 @@
+"""Float operators and modules that `torch.export` keeps whole, as custom operators of the namespace `isobit`.
+
+B is the batch, axis 0; T >= 1 the number of time steps (or of positions of an image, scanned in order), axis 1.  Every
+operator is causal and starts from zero history.
+"""
+
+from isobit.quant.nn.attention import (
+    CausalAttention,
+    L2Norm,
+    Rotary,
+    causal_attention,
+    l2norm,
+    rotary,
+)
+from isobit.quant.nn.delta import (
+    DeltaRecurrence,
+    GeneralizedDeltaRecurrence,
+    delta_recurrence,
+    generalized_delta_recurrence,
+    ttt_linear,
+)
+from isobit.quant.nn.discrete import (
+    LIF,
+    Heaviside,
+    heaviside,
+    lif,
+    top_k_mask,
+)
+from isobit.quant.nn.gated import (
+    MLSTM,
+    SLSTM,
+    WKV4,
+    mlstm,
+    slstm,
+    wkv4,
+)
+from isobit.quant.nn.history import (
+    CausalConv1d,
+    CausalFIR,
+    RunningLogSumExp,
+    RunningMean,
+    Shift,
+    causal_conv1d,
+    causal_fir,
+    running_logsumexp,
+    running_mean,
+    shift,
+)
+from isobit.quant.nn.recurrence import (
+    ComplexRecurrence,
+    ConvexRecurrence,
+    DenseRecurrence,
+    DiagonalRecurrence,
+    LinearRecurrence,
+    SelectiveRecurrence,
+    complex_recurrence,
+    convex_recurrence,
+    dense_recurrence,
+    diagonal_recurrence,
+    linear_recurrence,
+    selective_recurrence,
+    selective_recurrence_states,
+)
+
+__all__ = [
+    "LIF",
+    "MLSTM",
+    "SLSTM",
+    "WKV4",
+    "CausalAttention",
+    "CausalConv1d",
+    "CausalFIR",
+    "ComplexRecurrence",
+    "ConvexRecurrence",
+    "DeltaRecurrence",
+    "DenseRecurrence",
+    "DiagonalRecurrence",
+    "GeneralizedDeltaRecurrence",
+    "Heaviside",
+    "L2Norm",
+    "LinearRecurrence",
+    "Rotary",
+    "RunningLogSumExp",
+    "RunningMean",
+    "SelectiveRecurrence",
+    "Shift",
+    "causal_attention",
+    "causal_conv1d",
+    "causal_fir",
+    "complex_recurrence",
+    "convex_recurrence",
+    "delta_recurrence",
+    "dense_recurrence",
+    "diagonal_recurrence",
+    "generalized_delta_recurrence",
+    "heaviside",
+    "l2norm",
+    "lif",
+    "linear_recurrence",
+    "mlstm",
+    "rotary",
+    "running_logsumexp",
+    "running_mean",
+    "selective_recurrence",
+    "selective_recurrence_states",
+    "shift",
+    "slstm",
+    "top_k_mask",
+    "ttt_linear",
+    "wkv4",
+]
