@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from inspect import Parameter, signature
+from math import prod
 
 import numpy as np
 
@@ -16,10 +18,11 @@ from isobit.quant.errors import CheckError, ExprError
 from isobit.quant.expr.interval import Interval
 from isobit.quant.expr.prove import Proof, prove_claims
 from isobit.quant.expr.symbols import Traced, trace
+from isobit.quant.index_rules import check_index
 from isobit.quant.ops import OPS, Structure
 from isobit.quant.ops.matmul import product
 from isobit.quant.ops.moves import Move
-from isobit.quant.program import CONTAINERS, IntType, Labels, Node, Program, TensorType, smallest
+from isobit.quant.program import CONTAINERS, Constant, IntType, Node, Program, TensorType, smallest
 
 STRUCTURE_PARAMETERS = {
     Structure.CONTRACTION: ("acc",),
@@ -32,6 +35,14 @@ STRUCTURE_PARAMETERS = {
 
 A convolution has, for every axis i along which its kernel slides, stride<i> and dilation<i> too.
 """
+
+
+MOST_ELEMENTS = (1 << 31) - 1
+"""Elements of a value in one time step; generated code counts them in 32 bits."""
+
+
+MOST_STEPS = 1 << 16
+"""Largest number of time steps that an op counts; it may be the size of a table."""
 
 
 def loop_parameters(n: Node) -> set[str]:
@@ -70,105 +81,18 @@ def check(program: Program) -> Checked:
     return _Checker(program).run()
 
 
-def _index_is_well_formed(n: Node) -> None:
-    """The signature's axes: letters, named once in each operand, all of them known to the structure's loops."""
-    labels, structure = n.labels, n.spec.structure
-
-    def refuse(why: str) -> None:
-        raise CheckError(f"index '{n.index}': {why}")
-
-    if len(n.inputs) != len(labels.inputs):
-        refuse(f"it is for {len(labels.inputs)} operands, the node has {len(n.inputs)}")
-    for each in (*labels.inputs, labels.output, labels.state):
-        if each and not (each.isascii() and each.isalpha()):
-            refuse(f"'{each}' is not made of letters")
-        if "b" in each:
-            refuse("b is the batch, which is implied")
-        if len(set(each)) < len(each):
-            refuse(f"it names an axis twice in '{each}'")
-        if "t" in each[1:]:
-            refuse("t is time, and comes first")
-    if not labels.output.startswith("t") or "t" in labels.state:
-        refuse("an output has time first, a state has none")
-    known = set("t" + "".join(labels.inputs) + labels.state)
-    makes_axes = structure in (Structure.LAYOUT, Structure.CONVOLUTION, Structure.HISTORY)
-    if not makes_axes and (unknown := set(labels.output) - known):
-        refuse(f"no operand has {', '.join(sorted(unknown))}")
-    owns = structure.is_stateful and not labels.scanned
-    if owns != (n.state is not None):
-        raise CheckError(f"{n.op} {'needs a state' if owns else 'has no state'}, got {n.state}")
-    if bool(labels.state) and structure is not Structure.RECURRENCE:
-        refuse("only a recurrence has axes of a state")
-    if structure is not Structure.RECURRENCE and not any("t" in k for k in labels.inputs):
-        refuse("no operand has time")
-    rule = _INDEX_RULES.get(structure)
-    if why := rule(labels, known) if rule else "":
-        refuse(why)
-
-
-def _pointwise_index(labels: Labels, known: set[str]) -> str:
-    return "a pointwise output has every axis of its operands" if known - set(labels.output) else ""
-
-
-def _window_index(labels: Labels, known: set[str]) -> str:
-    x, w, start = labels.inputs
-    channels = x[1:]
-    fits = len(channels) <= 1 and w[-1:] == "j" and "j" not in channels + start and labels.output == "t" + start
-    fits = fits and w[:-1] in (channels, start + channels) and (w[:-1] != channels or start in (channels, ""))
-    return "" if fits else "a window is tc,cj,c->tc or tc,ncj,n->tn"
-
-
-def _history_index(labels: Labels, known: set[str]) -> str:
-    x, out = labels.inputs[0], labels.output
-    fits = len(out) == len(x) + 1 and x == "t" + out[2:] and out[1] not in x
-    return "" if fits else "a history puts its new axis after time, as in tc->twc"
-
-
-def _recurrence_index(labels: Labels, known: set[str]) -> str:
-    inner = "".join(k for k in labels.state if k not in labels.output)
-    kept = labels.output[1:].replace(labels.scanned, "") if labels.scanned else labels.output[1:]
-    if known - {"t"} - set(labels.state) - set(labels.scanned) or kept + inner != labels.state:
-        return "a recurrence's state has all axes but the scanned one, those of the output first"
-    if len(labels.scanned) > 1:
-        return "a recurrence scans one axis"
-    return ""
-
-
-def _convolution_index(labels: Labels, known: set[str]) -> str:
-    if not labels.slides:
-        return "a convolution slides along axes that operand, output and kernel each name, as in tyxc,nijc,n->tvun"
-    expected = {k for k in "".join(labels.inputs) if k not in labels.reduced}
-    slid, made = {y for y, _, _ in labels.slides}, {v for _, v, _ in labels.slides}
-    return "" if set(labels.output) == expected - slid | made else "an axis of the output comes from nowhere"
-
-
-def _gather_index(labels: Labels, known: set[str]) -> str:
-    index, rows = labels.inputs
-    fits = "t" in index and "t" not in rows and labels.output == index + rows[1:]
-    return "" if fits and rows[:1] not in index else "a gather is t,vc->tc: an index and a table"
-
-
-_INDEX_RULES: dict[Structure, Callable[[Labels, set[str]], str]] = {
-    Structure.POINTWISE: _pointwise_index,
-    Structure.WINDOW: _window_index,
-    Structure.HISTORY: _history_index,
-    Structure.RECURRENCE: _recurrence_index,
-    Structure.CONVOLUTION: _convolution_index,
-    Structure.GATHER: _gather_index,
-}
-"""By structure: what is wrong with an index signature, or nothing."""
-
-
 def _parameters_fit(n: Node) -> None:
     """The node's parameters are those of its definition and of its structure."""
     wanted = {p.name for p in signature(n.spec.define).parameters.values() if p.kind is Parameter.KEYWORD_ONLY}
     wanted |= loop_parameters(n)
-    if wanted != set(n.param):
-        raise CheckError(f"expected parameters {sorted(wanted)}, got {sorted(n.param)}")
-    if n.spec.operands not in (None, len(n.inputs)):
-        raise CheckError(f"expected {n.spec.operands} operands, got {len(n.inputs)}")
-    if big := [k for k, v in n.params if abs(v) >= 1 << 63]:
-        raise CheckError(f"parameter {big[0]} does not fit 64 bits")
+    if sorted(wanted) != sorted(k for k, _ in n.params):
+        raise CheckError(f"expected parameters {sorted(wanted)}, got {sorted(k for k, _ in n.params)}")
+    if odd := [k for k, v in n.params if type(v) is not int or abs(v) >= 1 << 63]:
+        raise CheckError(f"parameter {odd[0]} is {n.param[odd[0]]!r}, expected an integer of 64 bits")
+    if n.param.get("t_max", 0) > MOST_STEPS:
+        raise CheckError(f"parameter t_max is {n.param['t_max']}, expected at most {MOST_STEPS}")
+    if "acc" in n.param and n.param["acc"] not in CONTAINERS:
+        raise CheckError(f"parameter acc is {n.param['acc']}: an accumulator has 8, 16, 32 or 64 bits")
 
 
 def _ring(n: Node, sizes: dict[str, int]) -> tuple[int, ...]:
@@ -178,20 +102,33 @@ def _ring(n: Node, sizes: dict[str, int]) -> tuple[int, ...]:
     return n.param["length"] - 1, *(sizes[k] for k in n.labels.inputs[0] if k != "t")
 
 
+def _refuse_large(name: str, dims: Iterable[int | str]) -> None:
+    if (size := prod(d for d in dims if isinstance(d, int))) > MOST_ELEMENTS:
+        raise CheckError(f"{name} has {size} elements in a time step, expected at most {MOST_ELEMENTS}")
+
+
+def _values_of(c: Constant) -> Interval:
+    """The interval of a constant, which its type must hold."""
+    wanted = c.type.size * c.type.elem.container // 8
+    if len(c.data) != wanted:
+        raise CheckError(f"{c.name} has {len(c.data)} bytes, {c.type} needs {wanted}")
+    known = Interval(int(c.array.min()), int(c.array.max()))
+    if known not in c.type.elem.range:
+        raise CheckError(f"{c.name} has values in {known}, {c.type.elem} does not hold them")
+    return known
+
+
 class _Checker:
     def __init__(self, program: Program) -> None:
         self.p = program
         types = {i.name: i.type for i in program.inputs} | {c.name: c.type for c in program.constants}
         types |= {s.name: TensorType(("T", *s.type.shape), s.type.elem, s.type.scale) for s in program.states}
-        ranges = {i.name: i.type.elem.range for i in program.inputs}
-        ranges |= {s.name: s.type.elem.range for s in program.states}
         self.written: set[str] = set()
-        for c in program.constants:
-            ranges[c.name] = Interval(int(c.array.min()), int(c.array.max())) if c.array.size else Interval(0, 0)
-        self.c = Checked(program, types, ranges, {}, {}, {}, [], {s.name: s.type for s in program.states})
+        self.c = Checked(program, types, {}, {}, {}, {}, [], {s.name: s.type for s in program.states})
 
     def run(self) -> Checked:
-        self._names_are_unique()
+        self._tensors()
+        self._names()
         for n in self.p.nodes:
             where = f"{n.loc} ({n.op} -> {n.output})"
             try:
@@ -201,26 +138,59 @@ class _Checker:
                 self._node(n)
             except (ExprError, CheckError) as e:
                 raise CheckError(f"{where}: {e}") from e
-        made = [n.output for n in self.p.nodes]
+        self._outputs()
+        self._certificates()
+        return self.c
+
+    def _outputs(self) -> None:
+        """Outputs are values of nodes, and every node is there for one of them or for its state."""
+        made = {n.output for n in self.p.nodes}
         for output in self.p.outputs:
             if output not in made or self.p.outputs.count(output) > 1:
                 raise CheckError(f"output {output}: expected the value of a node, named once")
-        return self.c
+        read = {i for n in self.p.nodes for i in n.inputs} | set(self.p.outputs)
+        for n in self.p.nodes:
+            if n.output not in read and n.state is None:
+                raise CheckError(f"{n.loc} ({n.op} -> {n.output}): nothing reads its value; leave the node out")
 
-    def _names_are_unique(self) -> None:
+    def _certificates(self) -> None:
+        """Their form: one of a stateful node at most, with bounds that have the shape they say."""
+        stateful = {n.output: n for n in self.p.nodes if n.spec.structure.is_stateful}
+        for c in self.p.certificates:
+            if c.node not in stateful:
+                raise CheckError(f"certificate of {c.node}: no stateful node makes it, or it has two")
+            if why := c.fits(stateful.pop(c.node).labels.state, self.c.sizes[c.node]):
+                raise CheckError(f"certificate of {c.node}: {why}")
+
+    def _tensors(self) -> None:
+        """Shape, element type and interval of what no node makes."""
         p = self.p
         for i in p.inputs:
-            if i.type.shape[:1] != ("T",) or not all(isinstance(d, int) and d > 0 for d in i.type.shape[1:]):
+            if i.type.shape[:1] != ("T",):
                 raise CheckError(f"input {i.name} has shape {i.type.shape}, expected (T, sizes above 0)")
-        fixed = {c.name: c.type for c in p.constants} | {s.name: s.type for s in p.states}
-        for name, t in fixed.items():
-            if not all(isinstance(d, int) and d > 0 for d in t.shape):
+        types = [(i.name, i.type, i.type.shape[1:]) for i in p.inputs]
+        types += [(c.name, c.type, c.type.shape) for c in p.constants]
+        types += [(s.name, s.type, s.type.shape) for s in p.states]
+        for name, t, shape in types:
+            if not all(isinstance(d, int) and d > 0 for d in shape):
                 raise CheckError(f"{name} has shape {t.shape}, expected sizes above 0")
-        names = [i.name for i in p.inputs] + list(p.constant) + list(p.state) + [n.output for n in p.nodes]
-        names += [c.name for c in p.constants if p.constant[c.name] is not c]
-        names += [s.name for s in p.states if p.state[s.name] is not s]
-        if twice := {k for k in names if names.count(k) > 1} if len(set(names)) < len(names) else set():
-            raise CheckError(f"{', '.join(sorted(twice))}: two values have this name")
+            _refuse_large(name, shape)
+            if not 1 <= t.elem.bits <= 63 + t.elem.signed:
+                raise CheckError(f"{name} has elements {t.elem}, expected i1 to i64 or u1 to u63")
+            self.c.ranges[name] = t.elem.range
+        self.c.ranges.update({c.name: _values_of(c) for c in p.constants})
+
+    def _names(self) -> None:
+        p = self.p
+        carried = [carry_name(n) for n in p.nodes if n.op in OPS and n.labels.scanned]
+        names = [i.name for i in p.inputs] + [c.name for c in p.constants] + [s.name for s in p.states]
+        names += [n.output for n in p.nodes] + carried
+        if not all(names):
+            raise CheckError("a value has no name")
+        if twice := sorted(k for k, count in Counter(names).items() if count > 1):
+            raise CheckError(f"{', '.join(twice)}: two values have this name")
+        if not p.inputs or not p.outputs:
+            raise CheckError(f"{len(p.inputs)} inputs and {len(p.outputs)} outputs, expected at least one of each")
         owners = [n.state for n in p.nodes if n.state]
         if sorted(owners) != sorted(p.state):
             raise CheckError(f"states {sorted(p.state)} and the nodes that own them, {sorted(owners)}, differ")
@@ -228,7 +198,7 @@ class _Checker:
     def _shapes(self, n: Node) -> None:
         """Every index has one size; operands exist before their use."""
         sizes: dict[str, int] = {}
-        _index_is_well_formed(n)
+        check_index(n)
         _parameters_fit(n)
 
         def place(name: str, t: TensorType, labels: str) -> None:
@@ -241,6 +211,8 @@ class _Checker:
                     raise CheckError(f"index {k} is {sizes[k]} and, in {name}, {d}")
 
         for name, labels in zip(n.inputs, n.labels.inputs, strict=True):
+            if name == n.state:
+                raise CheckError(f"operand {name} is the state that this node updates")
             if name in self.written:
                 raise CheckError(f"operand {name} is a state that an earlier node has already updated")
             if name not in self.c.types:
@@ -261,7 +233,7 @@ class _Checker:
         self.c.sizes[n.output] = sizes
 
     def _made_axes(self, n: Node, sizes: dict[str, int]) -> None:
-        """Sizes of axes that only the output has."""
+        """Sizes of axes that the structure makes."""
         if n.spec.sizes:
             sizes |= n.spec.sizes(n.labels, sizes, **n.param)
         if n.spec.structure is Structure.HISTORY:
@@ -273,7 +245,9 @@ class _Checker:
             reach = dilation * (sizes[kernel] - 1) + 1
             if stride < 1 or dilation < 1 or reach > sizes[slid]:
                 raise CheckError(f"a kernel that reaches over {reach} of {sizes[slid]} elements: pad the operand first")
-            sizes[made] = (sizes[slid] - reach) // stride + 1
+            size = (sizes[slid] - reach) // stride + 1
+            if sizes.setdefault(made, size) != size:
+                raise CheckError(f"index {made} is {sizes[made]}, the convolution makes {size}")
 
     def _node(self, n: Node) -> None:
         c, out, structure = self.c, n.output, n.spec.structure
@@ -306,9 +280,9 @@ class _Checker:
                     raise CheckError(f"an index in {ranges[0]} reads a table of {rows} rows")
                 c.bodies[out] = self._trace(n.spec.define, ranges[1:], params)
                 c.ranges[out] = c.bodies[out].range
-        c.types[out] = TensorType(
-            tuple("T" if k == "t" else c.sizes[out][k] for k in n.labels.output), smallest(c.ranges[out]), n.scale
-        )
+        shape = tuple("T" if k == "t" else c.sizes[out][k] for k in n.labels.output)
+        _refuse_large(out, shape)
+        c.types[out] = TensorType(shape, smallest(c.ranges[out]), n.scale)
 
     def _held(self, n: Node, x: Interval) -> Interval:
         """What the ring of a window or history holds; its input must fit."""
@@ -329,8 +303,9 @@ class _Checker:
         held = self.p.state[n.state].type.elem.range if n.state else self._carried(n, params)
         body = c.bodies[n.output] = self._trace(n.spec.define, [held, *updates], params)
         if body.range not in held:
-            raise CheckError(f"state {n.state} can reach {body.range}, its type holds {held}")
-        width = n.param.get("acc", 0)
+            elem = f"type {self.p.state[n.state].type.elem}" if n.state else "scan"
+            raise CheckError(f"state {n.state or carry_name(n)} can reach {body.range}, its {elem} holds {held}")
+        width = n.param["acc"]
         if (needed := max(s.bits for s in body.nodes)) > width:
             raise CheckError(
                 f"its update needs {needed} bits, acc is {width}; "
@@ -354,7 +329,10 @@ class _Checker:
         return Interval(min(params["lo"], 0), max(params["hi"], 0))
 
     def _trace(self, definition: object, ranges: list[Interval], params: dict[str, int]) -> Traced:
-        traced = trace(definition, ranges, params)  # type: ignore[arg-type]
+        try:
+            traced = trace(definition, ranges, params)  # type: ignore[arg-type]
+        except (ArithmeticError, IndexError, MemoryError, ValueError) as e:
+            raise CheckError(f"its parameters {params} have no meaning: {e}") from e
         self.c.proofs.extend(prove_claims(traced))
         return traced
 
@@ -370,9 +348,7 @@ class _Checker:
         if exact is not None:
             lo, hi = exact
         known = Interval(lo, hi) if n.spec.combine == "max" else Interval(lo + start.lo, hi + start.hi).join(start)
-        width = n.param.get("acc")
-        if width not in CONTAINERS:
-            raise CheckError(f"parameter acc is {width}: an accumulator has 8, 16, 32 or 64 bits")
+        width = n.param["acc"]
         if known not in IntType(width).range:
             raise CheckError(
                 f"its accumulator can reach {known}, an int{width} holds {IntType(width).range}; "

@@ -21,23 +21,32 @@ FLOAT64_EXACT = 1 << 53
 
 
 def interpret(
-    program: Program, inputs: Arrays, states: Arrays | None = None, taps: Arrays | None = None
+    program: Program,
+    inputs: Arrays,
+    states: Arrays | None = None,
+    taps: Arrays | None = None,
+    forced: Arrays | None = None,
 ) -> tuple[Arrays, Arrays]:
     """Run the time that `inputs` hold, from `states` (reset states if None).  Returns (outputs, new states).
 
     Inputs and outputs: name -> int64 (B, T, *shape), T >= 1; states: name -> int64 (B, *shape).  A step is T = 1.
-    `taps`, where given, receives the output of every node.
+    `taps`, where given, receives the output of every node.  `forced`: outputs of stateless nodes, by name, that are
+    taken as they are given.
     """
     checked = check(program)
     values = checked_inputs(program, inputs)
     batch, steps = next(iter(values.values())).shape[:2]
+    given = checked_forced(checked, forced or {}, batch, steps)
     new = program.initial_states(batch) if states is None else checked_states(program, states, batch)
     constants = {c.name: c.array for c in program.constants}
     first = 0
     for start, end in (*program.regions, (len(program.nodes), len(program.nodes))):
         for n in program.nodes[first:start]:
-            values[n.output] = _run(n, checked, [_operand(i, values, constants, new) for i in n.inputs], new, steps)
-        values |= _region(program.nodes[start:end], checked, values, constants, new, steps)
+            if n.output in given:
+                values[n.output] = given[n.output]
+            else:
+                values[n.output] = _run(n, checked, [_operand(i, values, constants, new) for i in n.inputs], new, steps)
+        values |= _region(program.nodes[start:end], checked, values, constants, new, steps, given)
         first = end
     if taps is not None:
         taps.update({n.output: values[n.output] for n in program.nodes})
@@ -51,14 +60,19 @@ def _operand(name: str, values: Arrays, constants: Arrays, states: Arrays) -> Ar
     return constants[name] if name in constants else states[name][:, None]
 
 
-def _region(nodes: Sequence[Node], c: Checked, values: Arrays, constants: Arrays, states: Arrays, steps: int) -> Arrays:
+def _region(
+    nodes: Sequence[Node], c: Checked, values: Arrays, constants: Arrays, states: Arrays, steps: int, given: Arrays
+) -> Arrays:
     """Nodes that feed back, one time step after the other."""
     rows: dict[str, list[Array]] = {n.output: [] for n in nodes}
     outside = {i for n in nodes for i in n.inputs if i in values}
     for t in range(steps if nodes else 0):
         now = {i: values[i][:, t : t + 1] for i in outside}
         for n in nodes:
-            now[n.output] = _run(n, c, [_operand(i, now, constants, states) for i in n.inputs], states, 1)
+            if n.output in given:
+                now[n.output] = given[n.output][:, t : t + 1]
+            else:
+                now[n.output] = _run(n, c, [_operand(i, now, constants, states) for i in n.inputs], states, 1)
             rows[n.output].append(now[n.output])
     return {name: np.concatenate(made, axis=1) for name, made in rows.items() if made}
 
@@ -83,6 +97,20 @@ def checked_inputs(program: Program, inputs: Arrays) -> Arrays:
             f"{program.name}: inputs differ in batch or time: { {k: x.shape for k, x in checked.items()} }"
         )
     return checked
+
+
+def checked_forced(c: Checked, forced: Arrays, batch: int, steps: int) -> Arrays:
+    """Outputs of nodes as int64, their names, shapes and ranges verified against what the nodes may make."""
+    stateless = {n.output for n in c.program.nodes if not n.state}
+    for name, given in forced.items():
+        if name not in stateless:
+            raise InputError(f"forced {name}: the Program has no node of this name that holds no state")
+        x, known, shape = np.asarray(given), c.ranges[name], (batch, steps, *c.types[name].dims)
+        if x.shape != shape or not np.issubdtype(x.dtype, np.integer):
+            raise InputError(f"forced {name}: expected integers {shape}, got {x.dtype} {x.shape}")
+        if x.size and (x.min() < known.lo or x.max() > known.hi):
+            raise InputError(f"forced {name}: expected values in {known}, got [{x.min()}, {x.max()}]")
+    return {k: np.asarray(x).astype(np.int64) for k, x in forced.items()}
 
 
 def checked_states(program: Program, states: Arrays, batch: int) -> Arrays:

@@ -19,6 +19,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from isobit.quant.certificates.certificate import Certificate
 from isobit.quant.errors import CheckError
 from isobit.quant.expr.interval import Interval
 from isobit.quant.ops import OPS, Op, Structure
@@ -212,7 +213,10 @@ class Node:
 
 @dataclass(frozen=True)
 class Program:
-    """An integer program over time.  `step` and `sequence` are two executions of it."""
+    """An integer program over time.  `step` and `sequence` are two executions of it.
+
+    certificates: what was found of the states of its nodes; no value depends on it.
+    """
 
     name: str
     inputs: tuple[Input, ...]
@@ -220,6 +224,7 @@ class Program:
     states: tuple[State, ...]
     nodes: tuple[Node, ...]
     outputs: tuple[str, ...]
+    certificates: tuple[Certificate, ...] = ()
 
     @cached_property
     def digest(self) -> str:
@@ -235,6 +240,7 @@ class Program:
             [[s.name, tensor(s.type), s.initial] for s in self.states],
             [[n.op, n.params, n.inputs, n.output, n.index, n.loc, n.state, repr(n.scale)] for n in self.nodes],
             self.outputs,
+            [c.data() for c in self.certificates],
         ]
         return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
 

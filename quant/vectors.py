@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -159,4 +159,29 @@ def join(name: str, programs: list[Program]) -> Program:
         tuple(s for p in programs for s in p.states),
         tuple(n for p in programs for n in p.nodes),
         tuple(o for p in programs for o in p.outputs),
+    )
+
+
+def prefixed(program: Program, prefix: str) -> Program:
+    """The same Program; every value's and every layer's name starts with `prefix` and a dot."""
+
+    def named(name: str) -> str:
+        return f"{prefix}.{name}"
+
+    return Program(
+        prefix,
+        tuple(replace(i, name=named(i.name)) for i in program.inputs),
+        tuple(replace(c, name=named(c.name)) for c in program.constants),
+        tuple(replace(s, name=named(s.name)) for s in program.states),
+        tuple(
+            replace(
+                n,
+                inputs=tuple(map(named, n.inputs)),
+                output=named(n.output),
+                loc=named(n.loc),
+                state=named(n.state) if n.state else None,
+            )
+            for n in program.nodes
+        ),
+        tuple(map(named, program.outputs)),
     )

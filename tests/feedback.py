@@ -62,7 +62,7 @@ def loops() -> Program:
     mixed = b.node("add", "tlc,tlc->tlc", [x, h], "mix.y", None, ma=1, mb=1, s=1, **INT8)
     padded = b.node("pad", "tlc->tmc", [mixed], "mix.padded", before=1, after=1, fill=-7)
     weight, bias = b.constant("conv.w", -99, 99, (3, 3, 3), "i8"), b.constant("conv.b", -99, 99, (3,), "i16")
-    acc = b.node("convolution", "tlc,nic,n->tmn", [padded, weight, bias], "conv.acc", acc=32, stride=1, dilation=1)
+    acc = b.node("convolution", "tlc,nic,n->tmn", [padded, weight, bias], "conv.acc", acc=32, stride0=1, dilation0=1)
     gate = b.node("requantize", "tmn->tmn", [acc], "conv.gate", None, m=5, s=2, **Q15)
     scanned = b.node(
         "diagonal_recurrence", "tlc,tlc->tlc|c", [gate, mixed], "scan.y", up=14, acc=32, lo=-32768, hi=32767

@@ -17,6 +17,13 @@ TARGETS_OPTION = click.option(
 )
 BOARD = click.option("--board", help="Board of target mcu (see: isobit targets).")
 ARCH = click.option("--arch", help="LLVM CPU name of target cpu, or GPU architecture of target gpu (sm_90).")
+T_MAX = click.option(
+    "--t-max",
+    type=click.IntRange(min=1),
+    default=1024,
+    show_default=True,
+    help="Longest mean over time, and longest sequence of an attention without a window, in steps.",
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 
 EXTRAS = {"torch": "quantize", "safetensors": "quantize", "sklearn": "demo", "tvm": "tvm"}
@@ -55,16 +62,20 @@ def demo(targets: str, out: Path, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("model")
-@click.option("--weights", type=click.Path(path_type=Path), help="A .safetensors file for pkg.mod:factory.")
+@click.option(
+    "--weights", type=click.Path(path_type=Path), help="A .safetensors file for pkg.mod:factory or zoo:FAMILY."
+)
 @click.option("--recipe", default="w8a8", show_default=True, help="Bit widths (w8a8, w8a16).")
 @click.option(
-    "--calib", type=click.Path(path_type=Path), required=True, help=".npz with array x: (samples, time, channels)."
+    "--calib",
+    type=click.Path(path_type=Path),
+    required=True,
+    help=".npz with array x: (samples, time, channels); integers (samples, time) for a model that takes identifiers; "
+    "(samples, channels, height, width) for images.",
 )
 @click.option("--input-scale", type=float, help="x holds integers, each worth this power of two: no float is left.")
-@click.option(
-    "--t-max", type=click.IntRange(min=1), default=1024, show_default=True, help="Longest mean over time, in steps."
-)
-@click.option("--name", help="Name of the model in generated code; by default the zoo's or the factory's name.")
+@T_MAX
+@click.option("--name", help="Name of the model in generated code; by default what MODEL is called.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The .onnx to write.")
 @JSON
 def quantize(
@@ -78,7 +89,13 @@ def quantize(
     out: Path,
     as_json: bool,
 ) -> None:
-    """Quantize MODEL, which is pkg.mod:factory or a zoo name (digits), and write it as integers in one .onnx file."""
+    """Quantize MODEL and write it as integers in one .onnx file.
+
+    MODEL is one of: pkg.mod:factory, a function that returns a torch.nn.Module; a .pt2 file that torch.export.save
+    wrote; a Hugging Face folder with config.json and .safetensors; digits, which ships with isobit; zoo:FAMILY, or
+    zoo:FAMILY:odd, with random weights (see: isobit families).  Its float graph is compared with it before anything is
+    written.
+    """
     from isobit.tools.commands import quantize_command
 
     quantize_command(model, weights, recipe, calib, input_scale, t_max, name, out, as_json)
@@ -160,15 +177,26 @@ def accuracy(program: Path, data: Path, on: str, raw: bool, as_json: bool) -> No
 @data_option(False, ".npz with array x: ranks layers by their signal-to-noise ratio against the float model.")
 @click.option("--model", help="The float model, as given to quantize; needed with --data.")
 @click.option("--weights", type=click.Path(path_type=Path), help="Its .safetensors file.")
+@T_MAX
 @click.option("--raw", is_flag=True, help="x holds the integers themselves.")
 @JSON
 def inspect(
-    program: Path, data: Path | None, model: str | None, weights: Path | None, raw: bool, as_json: bool
+    program: Path, data: Path | None, model: str | None, weights: Path | None, t_max: int, raw: bool, as_json: bool
 ) -> None:
     """Layers, widths, bounds, multiply-accumulates and bytes; with data, what costs accuracy."""
     from isobit.tools.inspection import inspect_command
 
-    inspect_command(program, data, model, weights, raw, as_json)
+    inspect_command(program, data, model, weights, t_max, raw, as_json)
+
+
+@cli.command()
+@PROGRAM
+@JSON
+def certify(program: Path, as_json: bool) -> None:
+    """Check the certificates of a program's recurrent states again, by the definitions, over all codes."""
+    from isobit.tools.inspection import certify_command
+
+    certify_command(program, as_json)
 
 
 @cli.command()
@@ -191,6 +219,15 @@ def ops(as_json: bool) -> None:
 
 @cli.command()
 @JSON
+def families(as_json: bool) -> None:
+    """The families of the zoo, with the shape of one input at both of their sizes."""
+    from isobit.tools.lists import families_command
+
+    families_command(as_json)
+
+
+@cli.command()
+@JSON
 def recipes(as_json: bool) -> None:
     """The recipes: bit widths by name."""
     from isobit.tools.lists import recipes_command
@@ -202,7 +239,7 @@ def recipes(as_json: bool) -> None:
 @click.option("--run", "run_now", is_flag=True, help="Measure again, here and now.")
 @JSON
 def status(run_now: bool, as_json: bool) -> None:
-    """Every op against every target, as measured: exact, refused (why), not run (why)."""
+    """Every op and every family against every target, as measured: exact, refused (why), not run (why)."""
     from isobit.tools.status import status_command
 
     sys.exit(status_command(run_now, as_json))

@@ -38,14 +38,16 @@ def quantize_command(
     check_output_file(out)
     samples = read_arrays(calib, ("x",))["x"]
     check_array(samples, f"{calib}: array x")
-    from isobit.quant.capture.factory import load_model
+    from isobit.quant.capture.factory import load_model, name_of
     from isobit.quant.quantize import input_spec, quantize
 
     with show.progress(as_json) as tell, show.aside():
         tell(f"load {model}")
-        module = load_model(model, weights)
+        module = load_model(model, weights, t_max, show.note)
+        if samples.ndim == 2 and input_scale is not None:
+            raise InputError(f"{calib}: array x of shape {samples.shape} is identifiers, which have no --input-scale")
         spec = input_spec(samples, input_scale, str(calib))
-        name = name or model.rpartition(":")[2]
+        name = name or name_of(model)
         try:
             result = quantize(module, samples, recipe, name=name, input=spec, t_max=t_max, progress=tell)
         except InputError as e:

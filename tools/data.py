@@ -14,9 +14,13 @@ import numpy.typing as npt
 from isobit.quant.check import check
 from isobit.quant.errors import InputError
 from isobit.quant.lower.edges import quantize_input
+from isobit.quant.ops import Structure
 from isobit.quant.program import Array, Arrays, Input, Program
 from isobit.targets.files import write_file
 from isobit.tools import show
+
+IMAGES = 4
+"""Axes of images: samples, channels, height, width."""
 
 LARGEST = 2 << 30
 """Bytes that one file of arrays may unpack to."""
@@ -83,13 +87,48 @@ def only_input(p: Program) -> Input:
     return p.inputs[0]
 
 
-def to_integers(p: Program, x: npt.NDArray[Any], raw: bool, where: str) -> Array:
-    """int64 (samples, T, *shape).  With `raw` x holds the input's own integers, else real values for the edge rule."""
+def with_time(p: Program, x: npt.NDArray[Any], where: str) -> npt.NDArray[Any]:
+    """x as (samples, T, *shape of the Program's input), which has no axes of size 1.
+
+    x: (samples, T, *dims); for a Program with one channel, or one that takes identifiers, (samples, T); for images,
+    which are sequences of one step, (samples, C, H, W).
+    """
     t = only_input(p).type
-    if x.ndim != len(t.shape) + 1 or x.shape[2:] != t.dims or 0 in x.shape:
-        expected = ", ".join(["samples", *map(str, t.shape)])
-        raise InputError(f"{where}: expected shape ({expected}), none of them 0, got {x.shape}")
+    if 0 not in x.shape and x.ndim > 1:
+        if _without_units(x.shape[2:]) == t.dims:
+            return x.reshape(*x.shape[:2], *t.dims)
+        if x.ndim == IMAGES and _without_units(x.shape[1:]) == t.dims:
+            return x.reshape(len(x), 1, *t.dims)
+    forms = [", ".join(["samples", *map(str, t.shape)])]
+    if len(t.dims) == IMAGES - 1:
+        forms.append(", ".join(["samples", *map(str, t.dims)]))
+    raise InputError(f"{where}: expected shape ({') or ('.join(forms)}), none of them 0, got {x.shape}")
+
+
+def _without_units(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(d for d in shape if d != 1)
+
+
+def takes_identifiers(p: Program) -> bool:
+    """Whether the Program's input says which row of a table it is."""
+    name = only_input(p).name
+    return any(n.spec.structure is Structure.GATHER and n.inputs[0] == name for n in p.nodes)
+
+
+def to_integers(p: Program, x: npt.NDArray[Any], raw: bool, where: str) -> Array:
+    """int64 (samples, T, *shape), of x as `with_time` takes it.
+
+    With `raw`, or for a Program that takes identifiers, x holds the input's own integers; else real values for the edge
+    rule.
+    """
+    t, x, ids = only_input(p).type, with_time(p, x, where), takes_identifiers(p)
     known = t.elem.range
+    if ids:
+        if not np.issubdtype(x.dtype, np.integer):
+            raise InputError(f"{where}: expected identifiers, integers from 0 to {known.hi}, got {x.dtype}")
+        if x.min() < 0 or x.max() > known.hi:
+            raise InputError(f"{where}: expected identifiers from 0 to {known.hi}, got {x.min()} to {x.max()}")
+        return x.astype(np.int64)
     if raw:
         if not np.issubdtype(x.dtype, np.integer):
             raise InputError(f"{where}: expected integers, got {x.dtype}; leave out --raw for real values")

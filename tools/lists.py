@@ -1,4 +1,4 @@
-"""`isobit targets`, `ops`, `recipes`: what there is."""
+"""`isobit targets`, `ops`, `recipes`, `families`: what there is."""
 
 from __future__ import annotations
 
@@ -37,10 +37,24 @@ def ops_command(as_json: bool) -> None:
         show.print_table("", list(rows[0]), [list(r.values()) for r in rows], right=("cases",))
 
 
+def families_command(as_json: bool) -> None:
+    from isobit.quant.zoo.families import FAMILIES
+
+    rows = [
+        {"family": name, "what": f.summary, "tiny": " x ".join(map(str, f.shape)), "odd": " x ".join(map(str, odd))}
+        for name, f in FAMILIES.items()
+        for _, odd in f.sizes()[1:]
+    ]
+    if as_json:
+        show.print_json(rows)
+    else:
+        show.print_table("", list(rows[0]), [list(r.values()) for r in rows])
+
+
 def recipes_command(as_json: bool) -> None:
     from isobit.quant.recipe import RECIPES
 
-    rows = [vars(r) for r in RECIPES.values()]
+    rows = [vars(r) | {"state_bits": r.state_bits or "certified"} for r in RECIPES.values()]
     if as_json:
         show.print_json(rows)
     else:

@@ -61,15 +61,18 @@ def markdown(table: Table) -> str:
 
 def status_command(run_now: bool, as_json: bool) -> int:
     """Returns 1 if any cell is a mismatch."""
-    from isobit.tools import show
+    from isobit.tools import families, show
 
     if run_now:
         with show.progress(as_json) as tell:
-            table = measure(tell)
+            table, zoo = measure(tell), families.measure(tell)
     else:
-        table = json.loads(STORED.read_text())
+        table, zoo = json.loads(STORED.read_text()), families.load()
     if as_json:
-        show.print_json({"ops": table})
+        show.print_json({"ops": table, "families": zoo})
     else:
         show.print_table("Ops against targets", ["op", *TARGETS], list(cells(table)))
-    return int(any(cell["status"] == MISMATCH for row in table.values() for cell in row.values()))
+        show.print_table("Families against targets", families.COLUMNS, list(families.cells(zoo)), families.NUMBERS)
+    found = [cell["status"] for row in table.values() for cell in row.values()]
+    found += [c["status"] for sizes in zoo.values() for entry in sizes.values() for c in entry["targets"].values()]
+    return int(MISMATCH in found)

@@ -82,7 +82,7 @@ class Task:
 
 
 TASKS = {
-    "fsdd": Task("fsdd_logmel.npz", 2.0**-9, 10, 40, augment_speech),
+    "fsdd": Task("fsdd_logmel.npz", 2.0**-9, 10, 30, augment_speech),
     "har": Task("har_spsw.npz", 2.0**-10, 5, 15, augment_motion),
 }
 

@@ -21,7 +21,7 @@ from isobit.quant.errors import CheckError
 from isobit.quant.program import CONTAINERS, Program, TensorType
 
 PRODUCER = "isobit"
-FORMAT_VERSION = "2"
+FORMAT_VERSION = "3"
 """Changes whenever the emission of some Program changes: `load` compares bytes."""
 IR_VERSION = 10
 
@@ -102,6 +102,7 @@ def _metadata(program: Program) -> dict[str, str]:
     elements = {k: str(t.elem) for k, t in tensors.items() if not t.elem.signed or t.elem.bits not in CONTAINERS}
     scales = {k: repr(t.scale) for k, t in tensors.items() if t.scale is not None}
     return {
+        "isobit.certificates": json.dumps([c.data() for c in program.certificates], sort_keys=True),
         "isobit.digest": program.digest,
         "isobit.elements": json.dumps(elements, sort_keys=True),
         "isobit.initial": json.dumps({s.name: s.initial for s in program.states}, sort_keys=True),

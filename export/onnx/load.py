@@ -18,6 +18,7 @@ from isobit.export.onnx.body import CONTAINER_TYPES
 from isobit.export.onnx.emit import FORMAT_VERSION, PRODUCER, emit, serialized, to_bytes
 from isobit.export.onnx.functions import DOMAIN, NODE_ATTRIBUTES
 from isobit.export.onnx.region import calls, outer_name
+from isobit.quant.certificates.certificate import from_data
 from isobit.quant.errors import InputError, IsobitError
 from isobit.quant.program import Constant, Input, IntType, Node, Program, State, TensorType, int_type
 from isobit.targets.files import write_file
@@ -160,7 +161,15 @@ def _program(model: onnx.ModelProto, metadata: dict[str, str]) -> Program:
         tuple(State(v.name, value(v), int(initial[v.name])) for v in states),
         nodes,
         outputs[: len(outputs) - len(states)],
+        tuple(from_data(c) for c in _listed(metadata, "isobit.certificates")),
     )
+
+
+def _listed(metadata: dict[str, str], key: str) -> list[object]:
+    found = json.loads(metadata.get(key, ""))
+    if not isinstance(found, list):
+        raise _Malformed(f"metadata {key} is not a JSON list")
+    return found
 
 
 def _table(metadata: dict[str, str], key: str) -> dict[str, str]:

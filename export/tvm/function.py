@@ -179,8 +179,12 @@ class _Printer:
         self.lead[value] = ()
         dims = [imm(d) for d in t.dims or (1,)]
         self.buffers[value] = _buffer(identifier(value), dims, t.elem.dtype.name, "shared" if self.threads else "")
-        small = not self.threads and sum(map(self.bytes, self.nest.scratch)) <= STACK_BYTES
-        return _on_stack(self.buffers[value]) if small else tirx.AllocBuffer(self.buffers[value])
+        return _on_stack(self.buffers[value]) if self.small else tirx.AllocBuffer(self.buffers[value])
+
+    @functools.cached_property
+    def small(self) -> bool:
+        """Whether a CPU keeps the scratch values on its stack."""
+        return not self.threads and sum(map(self.bytes, self.nest.scratch)) <= STACK_BYTES
 
     def constant(self, name: str, array: npt.NDArray[np.signedinteger]) -> Buffer:
         """A buffer of constants, declared where all of them are; `name` is unique among them."""

@@ -15,7 +15,7 @@ from isobit.quant.ops.interpolate import normal_cdf, tanh_gate
 
 Memory = dict[str, Floats]
 Probe = Callable[[str, Floats], None]
-"""Called with what an evaluator computes inside: `<recurrence>.state`, for one, at every step."""
+"""Called with what an evaluator computes inside, (B, T, *dims): `<recurrence>.state`, for one, at every step."""
 
 Evaluator = Callable[[GraphNode, list[Floats], Memory, Probe], Floats]
 
@@ -182,7 +182,7 @@ def _scan(
     state, rows = memory.get(n.output, np.zeros(shape)), []
     for t in range(steps):
         new = update(state, t)
-        probe(f"{n.output}.state", new)
+        probe(f"{n.output}.state", new[:, None])
         rows.append(read(state, new, t))
         state = new
     memory[n.output] = state
@@ -271,6 +271,12 @@ def _norm(n: GraphNode, args: list[Floats], memory: Memory, probe: Probe) -> Flo
     if affine:
         y = y * affine[0]
     return np.asarray(y + affine[1] if len(affine) > 1 else y)
+
+
+def _inverse_rms(n: GraphNode, args: list[Floats], memory: Memory, probe: Probe) -> Floats:
+    x = args[0]
+    axes = tuple(range(x.ndim - n.integer("over"), x.ndim))
+    return np.asarray(1 / np.sqrt((x * x).mean(axes, keepdims=True) + n.number("eps")))
 
 
 def _softmax(n: GraphNode, args: list[Floats], memory: Memory, probe: Probe) -> Floats:
@@ -395,6 +401,7 @@ EVALUATORS: dict[str, Evaluator] = {
     "rms_norm": _norm,
     "layer_norm": _norm,
     "l2norm": _norm,
+    "inverse_rms": _inverse_rms,
     "softmax": _softmax,
     "reduce": _reduce,
     "einsum": _einsum,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx
 
-from isobit.quant.capture import composite
+from isobit.quant.capture import composite, loops, torch_cells
 from isobit.quant.capture.graph import Dims
 
 if TYPE_CHECKING:
@@ -81,15 +81,27 @@ def _batch_norm(c: Capture, n: fx.Node) -> None:
     weight, bias, mean, var = (torch.from_numpy(c.parameters[p]) if p else None for p in named)
     assert mean is not None
     assert var is not None
-    eps = n.args[7] if len(n.args) > 7 else 1e-5
+    whole = str(n.target) == "aten.batch_norm.default"
+    if whole and n.args[5]:
+        raise c.error(n, "batch_norm in training mode is not supported: call model.eval() before the export")
+    eps = n.args[7 if whole else 6]
     assert isinstance(eps, float)
     channels = (-1, *[1] * (len(c.dims[x]) - 1))
     gain = (var + eps).rsqrt() if weight is None else weight * (var + eps).rsqrt()
     shift = -mean * gain if bias is None else bias - mean * gain
     loc = c.loc(n)
     names = c.enter(f"{loc}.gain", gain.reshape(channels)), c.enter(f"{loc}.shift", shift.reshape(channels))
-    scaled = c.emit(n, "scale", (x, names[0]), "scale")
-    c.emit(n, "offset", (scaled, names[1]))
+    scaled = c.add(n, "scale", (x, names[0]), "scale", c.dims[x], {})
+    c.add(n, "offset", (scaled, names[1]), "", c.dims[x], {})
+    if not whole:
+        c.unusable |= {u: "statistics of batch_norm are not supported" for u in n.users if u.args[1] != 0}
+        c.values |= {u: c.values[n] for u in n.users if u.args[1] == 0}
+
+
+def _dropout(c: Capture, n: fx.Node) -> None:
+    if len(n.args) < 3 or n.args[2]:
+        raise c.error(n, "dropout in training mode is not supported: call model.eval() before the export")
+    c.values[n] = c.value(n, 0)
 
 
 def _norm(op: str) -> Rule:
@@ -316,10 +328,19 @@ def _expand(c: Capture, n: fx.Node) -> None:
 
 
 def _permuted(c: Capture, n: fx.Node, order: list[int]) -> None:
-    lead = 2 if c.timed else 1
-    if order[:lead] != list(range(lead)):
-        raise c.error(n, f"{n.target} moves batch or time, which must stay first")
-    c.emit(n, "permute", (c.value(n, 0),), "permute", order=tuple(k - lead for k in order[lead:]))
+    source = n.args[0]
+    assert isinstance(source, fx.Node)
+    time = c.time_axis(source)
+    lead = [0] if time is None else [1, 0] if time == 0 else [0, time]
+    axes = [k for k in range(len(order)) if k not in lead]
+    if order[0] not in lead or (time is not None and order.index(time) != c.time_axis(n)):
+        raise c.error(n, f"{n.target} moves batch or time in a way that is not supported: expected (B, T, ...)")
+    x, rest = c.value(n, 0), tuple(axes.index(k) for k in order if k in axes)
+    if rest == tuple(range(len(rest))):
+        c.values[n] = x
+        c.shape(n)
+    else:
+        c.emit(n, "permute", (x,), "permute", order=rest)
 
 
 def _permute(c: Capture, n: fx.Node) -> None:
@@ -332,6 +353,20 @@ def _transpose(c: Capture, n: fx.Node) -> None:
     order = list(range(len(n.meta["val"].shape)))
     first, second = (int(k) % len(order) for k in n.args[1:3])  # type: ignore[arg-type]
     order[first], order[second] = order[second], order[first]
+    _permuted(c, n, order)
+
+
+def _matrix_transpose(c: Capture, n: fx.Node) -> None:
+    order = list(range(len(n.meta["val"].shape)))
+    order[-2:] = order[-1], order[-2]
+    _permuted(c, n, order)
+
+
+def _movedim(c: Capture, n: fx.Node) -> None:
+    rank = len(n.meta["val"].shape)
+    source, target = (int(k) % rank for k in n.args[1:3])  # type: ignore[arg-type]
+    order = [k for k in range(rank) if k != source]
+    order.insert(target, source)
     _permuted(c, n, order)
 
 
@@ -446,7 +481,8 @@ def _reduce(how: str) -> Rule:
         rank = len(c.dims[x]) + (2 if c.timed else 1)
         if axes is None or axes == []:
             raise c.error(n, f"{how} over everything mixes the batch: name the axes")
-        within = sorted(c.axis(n, int(a), rank) for a in (axes if isinstance(axes, list) else [axes]))
+        named = axes if isinstance(axes, list) else [axes]
+        within = sorted(c.axis(n, a, rank) for a in named if isinstance(a, int))
         keep = bool(c.argument(n, 2, "keepdim", False))
         c.emit(n, "reduce", (x,), how, how=how, axes=tuple(within), keep=int(keep))
 
@@ -517,7 +553,7 @@ def _einsum(c: Capture, n: fx.Node) -> None:
     parts, lead = given.split(","), 2 if c.timed else 1
     if len(parts) != 2 or "." in equation or not output:
         raise c.error(n, f"einsum '{equation}': expected two operands, all axes named, and an output")
-    values = [(c.values[o], p) for o, p in zip(operands, parts, strict=True) if c.is_value(o)]  # type: ignore[index]
+    values = [(c.values[o], p) for o, p in zip(operands, parts, strict=True) if c.is_value(o)]
     first = output[:lead]
     if any(p[:lead] != first for _, p in values) or any(k in first for _, p in values for k in p[lead:]):
         raise c.error(n, f"einsum '{equation}': batch and time must come first, and stay, in values and output")
@@ -582,16 +618,14 @@ def _selective_recurrence(c: Capture, n: fx.Node) -> None:
     c.emit(n, "selective_recurrence", (u, dt, b, k, c.parameter(n, 2)), inner=int(not c.timed))
 
 
-def _final_state(c: Capture, n: fx.Node) -> None:
-    raise c.error(n, "the final state of a recurrent layer is not supported: take the last step of its output")
-
-
 RULES: dict[str, Rule] = {
     "aten.linear.default": _linear,
     "aten.embedding.default": _embedding,
     "aten.conv2d.default": _conv2d,
     "aten.conv2d.padding": _conv2d,
     "aten.batch_norm.default": _batch_norm,
+    "aten._native_batch_norm_legit_no_training.default": _batch_norm,
+    "aten.dropout.default": _dropout,
     "aten.rms_norm.default": _norm("rms_norm"),
     "aten.layer_norm.default": _norm("layer_norm"),
     "aten.softmax.int": _softmax,
@@ -633,6 +667,8 @@ RULES: dict[str, Rule] = {
     "aten.expand.default": _expand,
     "aten.permute.default": _permute,
     "aten.transpose.int": _transpose,
+    "aten.movedim.int": _movedim,
+    "aten.mT.default": _matrix_transpose,
     "aten.flip.default": _flip,
     "aten.slice.Tensor": _slice,
     "aten.select.int": _select,
@@ -648,8 +684,14 @@ RULES: dict[str, Rule] = {
     "aten.pixel_shuffle.default": _pixel_shuffle,
     "aten.matmul.default": _matmul,
     "aten.einsum.default": _einsum,
-    "isobit.cell.default": composite.cell,
-    "isobit.cell_final_state.default": _final_state,
+    "scan": loops.scan,
+    "aten.lstm_cell.default": torch_cells.lstm_cell,
+    "aten.gru_cell.default": torch_cells.gru_cell,
+    "aten.rnn_tanh_cell.default": torch_cells.rnn_tanh_cell,
+    "aten.rnn_relu_cell.default": torch_cells.rnn_relu_cell,
+    "aten.lstm.input": torch_cells.whole_lstm,
+    "aten.gru.input": torch_cells.whole_gru,
+    "isobit.cell.default": torch_cells.kept_whole,
     "isobit.l2norm.default": _l2norm,
     "isobit.heaviside.default": lambda c, n: c.emit(n, "heaviside", (c.value(n, 0),), threshold=0.0),
     "isobit.shift.default": _custom("shift", 1),
@@ -679,7 +721,6 @@ PARTS = ("aten.split_with_sizes.default", "aten.split.Tensor", "aten.chunk.defau
 """Operators whose items `_part` takes."""
 
 IDENTITIES = (
-    "aten.dropout.default",
     "aten.contiguous.default",
     "aten.clone.default",
     "aten.alias.default",
@@ -687,5 +728,8 @@ IDENTITIES = (
     "aten.type_as.default",
 )
 """Operators that change nothing in eval mode."""
+
+ONE_STEP = ("isobit.l2norm.default", "isobit.heaviside.default", "isobit.top_k_mask.default")
+"""Operators of isobit that look at one step only; all others run along time."""
 
 SUPPORTED = sorted({*RULES, *PARTS, *IDENTITIES} - {"getitem"})

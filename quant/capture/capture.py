@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.export import Dim, ExportedProgram, export
 
 from isobit.quant.calibrate.observe import float_outputs
-from isobit.quant.capture import aten
-from isobit.quant.capture.cells import whole_cells
+from isobit.quant.capture import aten, final, time_last
+from isobit.quant.capture.constants import changes_an_operand, check_finite, check_tensor, fold, used
+from isobit.quant.capture.export import HOW_TO_GO_ON, ROLL, Traced, export_module
 from isobit.quant.capture.graph import Attribute, Dims, Floats, Graph, GraphNode
+from isobit.quant.capture.lines import user_line
+from isobit.quant.capture.program_file import ExportedModule
+from isobit.quant.capture.recurrent import recognise
 from isobit.quant.capture.simplify import simplify
 from isobit.quant.errors import InputError
 
 MAX_DISAGREEMENT = 1e-4
 """Largest max|graph - module| / max|module| of a faithful capture: a module in float32, the graph in float64."""
 
-HOW_TO_GO_ON = (
-    "write the layer with these operators and the modules of isobit.quant.nn (LinearRecurrence, DeltaRecurrence, "
-    "CausalConv1d and their kin), which may replace a loop over time"
-)
+SEED, SAMPLES = 0, 3
+"""Of random inputs."""
 
 
 def capture(module: nn.Module, example_shape: Sequence[int], name: str = "model", ids: bool = False) -> Graph:
@@ -31,7 +33,8 @@ def capture(module: nn.Module, example_shape: Sequence[int], name: str = "model"
 
     example_shape: (B, T, channels) of a sequence model, (B, T) of one that takes integer identifiers (`ids`), or
     (B, C, H, W) of an image model; only what is not B or T matters.  Parameters must be finite float32 or float64.
-    Raises InputError, naming the user's layer, where the module uses anything outside the rules of `aten`.
+    Raises InputError, naming the user's layer and line, where the module uses anything outside the rules of `aten`, or
+    loops over time in a way that cannot be rolled up.
     """
     shape = tuple(example_shape)
     if len(shape) != (2 if ids else 3) and (ids or len(shape) != 4):
@@ -39,101 +42,109 @@ def capture(module: nn.Module, example_shape: Sequence[int], name: str = "model"
             f"example shape {shape}: expected three sizes, batch, time and channels; two, batch and time, for integer "
             "identifiers; or four for images, batch, channels, height and width"
         )
-    module = module.eval()
-    _check_parameters(module)
-    dtype = next((p.dtype for p in module.parameters()), torch.float32)
-    timed = len(shape) < 4
-    sizes = (2, max(3, shape[1]), *shape[2:]) if timed else (2, *shape[1:])
-    example = torch.zeros(sizes, dtype=torch.int64 if ids else dtype)
-    dynamic = {0: Dim("B"), 1: Dim("T")} if timed else {0: Dim("B")}
-    try:
-        with whole_cells(module):
-            exported = export(module, (example,), dynamic_shapes=(dynamic,), strict=False)
-    except InputError:
-        raise
-    except Exception as e:
-        reason = next((line for line in str(e).splitlines() if line.strip()), type(e).__name__)
-        taken = ["B", "T", *map(str, shape[2:])] if timed else ["B", *map(str, shape[1:])]
-        raise InputError(
-            f"torch.export cannot trace {type(module).__name__} on an input ({', '.join(taken)}): {reason}\n"
-            "Its forward must take one tensor, with as many channels as the samples, work for any B and T, and not "
-            f"loop over time or branch on values: {HOW_TO_GO_ON}"
-        ) from e
-    return simplify(Capture(exported, name, timed).run())
+    if isinstance(module, ExportedModule):
+        traced = module.traced(shape, ids)
+    else:
+        traced = export_module(module, shape, ids)
+    graph = recognise(simplify(Capture(traced, name, len(shape) < 4).run()))
+    if traced.rolled:
+        try:
+            disagreement(graph, module, random_inputs(graph, (SAMPLES, traced.rolled)), "random inputs")
+        except InputError as e:
+            raise InputError(f"{name} loops over time, and is not what it seems when rolled up: {e}: {ROLL}") from e
+    return graph
 
 
-def disagreement(graph: Graph, module: nn.Module, x: Floats) -> float:
+def random_inputs(graph: Graph, lead: tuple[int, int], like: Floats | None = None) -> Floats:
+    """Seeded random samples (*lead, *dims): N(0, 1), or with the mean, deviation and limits of `like`; identifiers."""
+    generator, dims = np.random.default_rng(SEED), graph.dims[graph.input]
+    if graph.vocabulary is not None:
+        return generator.integers(0, graph.vocabulary, (*lead, *dims)).astype(np.float64)
+    x = generator.normal(size=(*lead, *dims))
+    if like is not None:
+        x = np.clip(x * like.std((0, 1)) + like.mean((0, 1)), like.min((0, 1)), like.max((0, 1)))
+    return x.astype(np.float32).astype(np.float64)
+
+
+def disagreement(graph: Graph, module: nn.Module, x: Floats, source: str = "the calibration data") -> float:
     """max|graph - module| / max|module| on samples x, (B, T, *dims); above MAX_DISAGREEMENT it is an InputError."""
+    steps = getattr(module, "steps", None) if graph.timed else None
+    if steps is not None:
+        x = np.take(x, np.arange(steps) % x.shape[1], axis=1)
     dtype = next((p.dtype for p in module.parameters()), torch.float32)
     given = torch.from_numpy(x if graph.timed else x[:, 0])
-    with torch.no_grad():
-        expected = module.eval()(given.long() if graph.vocabulary else given.to(dtype)).double().numpy()
+    try:
+        with torch.no_grad():
+            expected = module.eval()(given.long() if graph.vocabulary else given.to(dtype)).double().numpy()
+    except Exception as e:
+        raise InputError(f"{graph.name}: the module fails on {source}, {x.shape}: {type(e).__name__}: {e}") from e
     if not np.isfinite(expected).all():
-        raise InputError(f"{graph.name}: the module's output is not finite on the calibration data; it diverges there")
+        raise InputError(f"{graph.name}: the module's output is not finite on {source}; it diverges there")
     made = float_outputs(graph, x)
-    error = np.abs((made if graph.timed else made[:, 0]) - expected).max()
+    error = np.abs((made[:, -1] if graph.last or not graph.timed else made) - expected).max()
     ratio = float(error / max(float(np.abs(expected).max()), 1e-30))
     if not ratio <= MAX_DISAGREEMENT:
         raise InputError(
-            f"{graph.name}: the captured graph differs from the module on the calibration data by {ratio:.2e} of the "
-            f"largest output, expected at most {MAX_DISAGREEMENT:.0e}; a forward that branches on its input, or on "
-            "time, cannot be captured"
+            f"{graph.name}: the captured graph differs from the module on {source} by {ratio:.2e} of the largest "
+            f"output, expected at most {MAX_DISAGREEMENT:.0e}; a forward that branches on its input, or on time, "
+            "cannot be captured"
         )
     return ratio
 
 
-def _check_parameters(module: nn.Module) -> None:
-    for name, p in module.named_parameters():
-        if p.dtype not in (torch.float32, torch.float64):
-            raise InputError(
-                f"parameter {name} is {p.dtype}, expected float32 or float64: convert the model with .float()"
-            )
-        _check_finite(name, p.detach())
-
-
-def _check_finite(name: str, tensor: Tensor) -> None:
-    if bad := int((~torch.isfinite(tensor)).sum()):
-        raise InputError(
-            f"parameter {name}: {bad} of {tensor.numel()} values are NaN or infinite, expected finite numbers; "
-            "load weights of a run that converged"
-        )
-
-
 class Capture:
-    """The walk over one exported graph.
+    """The walk over one exported graph, or over the step of a scan in it.
 
-    tensors: what is known before any input, by node.  values: the graph value that a node became.
+    tensors: what is known before any input, by node.  shaped: the same, where the shape has the batch or time in it.
+    sizes: integers.  values: the graph value that a node became.  unusable: why a node has no value.
+    finals: nodes that are values of the last step only.  padded: values with zeros before or after their steps.
+    one_step: whether tensors have no time axis, though values have, as in a scan's step and after the last step.
+    lead: the sizes with which every value's shape begins, the batch and, where tensors have it, time.
     """
 
-    def __init__(self, exported: ExportedProgram, name: str, timed: bool) -> None:
-        self.exported, self.name, self.timed = exported, name, timed
+    def __init__(self, traced: Traced, name: str, timed: bool) -> None:
+        self.exported, self.graph, self.bodies = traced.program, traced.graph, traced.bodies
+        self.name, self.timed = name, timed
         self.tensors: dict[fx.Node, tuple[str, Tensor]] = {}
+        self.shaped: dict[fx.Node, Tensor] = {}
+        self.sizes: dict[fx.Node, int] = {}
         self.values: dict[fx.Node, str] = {}
+        self.unusable: dict[fx.Node, str] = {}
         self.nodes: dict[str, GraphNode] = {}
         self.dims: dict[str, Dims] = {}
         self.parameters: dict[str, Floats] = {}
         self.identifiers = {"y"}
-        self.lead = ""
+        self.lead: tuple[str, ...] = ()
+        self.inside: fx.Node | None = None
+        self.one_step = False
+        self.finals: set[fx.Node] = set()
+        self.padded: dict[fx.Node, time_last.Padded] = {}
+        self.last = False
         self.vocabulary: int | None = None
 
     def run(self) -> Graph:
-        for n in self.exported.graph.nodes:
-            match n.op:
-                case "placeholder":
-                    self._placeholder(n)
-                case "output":
-                    output = self._output(n)
-                case "call_function" if n.users:
-                    self._call(n)
+        output = self._output(self.walk(self.graph))
         if output not in self.nodes:
             raise InputError(f"{self.name}: the model returns its input unchanged; there is nothing to quantize")
         nodes = tuple(self.nodes.values())
         graph = Graph(
-            self.name, self.input, output, nodes, self.dims, self.parameters, self.timed, self.vocabulary
+            self.name, self.input, output, nodes, self.dims, self.parameters, self.timed, self.vocabulary, self.last
         ).live()
         if not any(self.input in node.inputs for node in graph.nodes):
             raise InputError(f"{self.name}: the model's output does not depend on its input")
         return graph
+
+    def walk(self, graph: fx.Graph) -> list[fx.Node]:
+        """Takes every node, and returns the graph's results."""
+        needed = used(graph)
+        for n in graph.nodes:
+            match n.op:
+                case "placeholder" if self.inside is None:
+                    self._placeholder(n)
+                case "call_function" if n in needed:
+                    self.call(n)
+        returned: Any = graph.output_node().args[0]
+        return list(returned) if isinstance(returned, tuple | list) else [returned]
 
     def _placeholder(self, n: fx.Node) -> None:
         signature = self.exported.graph_signature
@@ -145,56 +156,84 @@ class Capture:
         if real := names.get(n.name):
             state = self.exported.state_dict
             tensor = state[real] if real in state else self.exported.constants[real]
+            if not isinstance(tensor, Tensor):
+                raise InputError(f"{self.name}: its constant {real} is a {type(tensor).__name__}, expected a tensor")
+            if n.users:
+                kind = "parameter" if n.name in signature.inputs_to_parameters else "buffer"
+                check_tensor(f"{kind} {real}", tensor)
+                check_finite(f"{kind} {real}", tensor)
             tensor = tensor.detach()
             self.tensors[n] = real, tensor.double() if tensor.is_floating_point() else tensor
             return
-        if self.dims:
+        value = n.meta.get("val")
+        if self.dims or not isinstance(value, Tensor):
             raise InputError(f"{self.name}: its forward takes several inputs, expected one of shape (B, T, channels)")
-        shape = n.meta["val"].shape
-        self.lead = str(tuple(shape[: 2 if self.timed else 1]))
+        shape, rank = tuple(value.shape), 2 if self.timed else 1
+        if not all(isinstance(d, int) for d in shape[rank:]):
+            raise InputError(
+                f"{self.name}: exported for inputs of shape {shape}; only the batch{' and time' * self.timed} may "
+                "vary: export it again with fixed sizes for the others"
+            )
+        self.lead = tuple(map(str, shape[:rank]))
         self.values[n] = self.input = self.unique("x")
-        self.dims["x"] = tuple(int(d) for d in shape[2 if self.timed else 1 :])
+        self.dims["x"] = tuple(int(d) for d in shape[rank:])
 
-    def _output(self, n: fx.Node) -> str:
-        outputs = n.args[0] if isinstance(n.args[0], tuple | list) else (n.args[0],)
-        if len(outputs) != 1 or not isinstance(outputs[0], fx.Node) or outputs[0] not in self.values:
-            raise InputError(f"{self.name}: its forward returns {len(outputs)} values, expected one, (B, T, channels)")
-        return self.values[outputs[0]]
+    def _output(self, results: list[fx.Node]) -> str:
+        expected = f"{self.name}: its forward returns"
+        if len(results) != 1:
+            raise InputError(f"{expected} {len(results)} values, expected one, (B, T, channels)")
+        (result,) = results
+        if result in self.unusable:
+            raise self.error(result, self.unusable[result])
+        if not isinstance(result, fx.Node) or result not in self.values:
+            raise InputError(f"{expected} a constant, expected a value that depends on its input")
+        if self.timed and result not in self.finals and self.time_axis(result) != 1:
+            raise InputError(f"{expected} a value whose axis 1 is not time; expected (B, T, ...): transpose it back")
+        self.last = result in self.finals
+        return self.values[result]
 
-    def _call(self, n: fx.Node) -> None:
+    def call(self, n: fx.Node) -> None:
+        """Makes what an exported node is: a value, a parameter, a size."""
         op = "getitem" if getattr(n.target, "__name__", "") == "getitem" else str(n.target)
-        if all(i in self.tensors for i in n.all_input_nodes) and op != "getitem":
-            self._fold(n, op)
-        elif op in aten.RULES:
+        if n in self.values or n in self.unusable or fold(self, n, op):
+            return
+        for i in n.all_input_nodes:
+            if i in self.unusable:
+                raise self.error(n, self.unusable[i])
+        if changes_an_operand(n):
+            raise self.error(n, f"{op} changes a tensor in place, which is not supported: assign the result to a name")
+        moved = self.timed and any(self.time_axis(i) != 1 for i in n.all_input_nodes if i in self.values)
+        if self._runs_along_time(op) and (self.one_step or moved):
+            where = "of one step" if self.one_step else "whose axis 1 is not time"
+            raise self.error(n, f"{op} on a value {where} is not supported: it runs along the time of (B, T, ...)")
+        if self.timed and (final.take(self, n, op) or time_last.take(self, n, op)):
+            return
+        if op in aten.RULES:
             aten.RULES[op](self, n)
-        elif op in aten.IDENTITIES:
+        elif self.is_identity(op):
             self.values[n] = self.value(n, 0)
         elif op not in aten.PARTS:
             raise self.error(n, f"{op} is not supported; supported: {', '.join(aten.SUPPORTED)}")
 
-    def _fold(self, n: fx.Node, op: str) -> None:
-        """Computed in float64 and rounded to float32, so that every machine gets the same parameter."""
-        with torch.no_grad():
-            result = n.target(*fx.node.map_arg(n.args, self._tensor), **fx.node.map_arg(n.kwargs, self._tensor))  # type: ignore[operator]
-        if not isinstance(result, Tensor):
-            raise self.error(n, f"{op} of parameters gives {type(result).__name__}, expected a tensor")
-        formula = f"{op.split('.')[1]}({', '.join(self.tensors[i][0] for i in n.all_input_nodes)})"
-        names = {name for name, _ in self.tensors.values()}
-        formula = next(f for i in range(len(names) + 1) if (f := formula + "'" * i) not in names)
-        _check_finite(formula, result)
-        self.tensors[n] = formula, result.float().double() if result.is_floating_point() else result
+    def is_identity(self, op: str) -> bool:
+        """Whether an operator changes nothing in eval mode."""
+        return op in aten.IDENTITIES
 
-    def _tensor(self, n: fx.Node) -> Tensor:
-        return self.tensors[n][1]
+    def _runs_along_time(self, op: str) -> bool:
+        return op.startswith("isobit.") and op not in aten.ONE_STEP
 
     def error(self, n: fx.Node, message: str) -> InputError:
-        """An InputError that names the user's layer and how to go on."""
-        return InputError(f"{self.loc(n)}: {message}. Instead, {HOW_TO_GO_ON}")
+        """An InputError that names the user's layer and line, and how to go on."""
+        line = user_line(n) or (user_line(self.inside) if self.inside else "")
+        return InputError(f"{self.loc(n)}{f' ({line})' if line else ''}: {message}. Instead, {HOW_TO_GO_ON}")
 
     def loc(self, n: fx.Node) -> str:
         """The path of the user's module that called `n`; the model's name for the model itself."""
-        stack = n.meta.get("nn_module_stack")
-        return (str(list(stack.values())[-1][0]) if stack else "") or self.name
+        stack = [str(path) for path, _ in (n.meta.get("nn_module_stack") or {}).values()]
+        path = stack[-1].removeprefix("_export_root").removeprefix(".") if stack else ""
+        if path.startswith("_empty_nn_module_stack"):
+            path = ""
+        return path or (self.loc(self.inside) if self.inside and self.inside is not n else self.name)
 
     def is_value(self, operand: object) -> bool:
         """Whether an operand depends on the input."""
@@ -208,6 +247,12 @@ class Capture:
                 n, f"operand {position} of {n.target} is not computed from the input by supported operators"
             )
         return self.values[operand]
+
+    def known(self, operand: object) -> Tensor | None:
+        """A tensor that does not depend on the input, for some batch and number of steps; None of any other operand."""
+        if not isinstance(operand, fx.Node):
+            return None
+        return self.tensors[operand][1] if operand in self.tensors else self.shaped.get(operand)
 
     def parameter(self, n: fx.Node, position: int) -> str:
         """Operand `position`, a parameter or a number, entered into the graph's parameters."""
@@ -230,13 +275,35 @@ class Capture:
         return len(n.args) > position and n.args[position] is not None
 
     def shape(self, n: fx.Node) -> Dims:
-        """The dims of an exported value, which must keep batch and time first."""
-        shape = tuple(n.meta["val"].shape)
-        lead = 2 if self.timed else 1
-        if str(shape[:lead]) != self.lead or not all(isinstance(d, int) for d in shape[lead:]):
-            axes = "(B, T, ...)" if self.timed else "(B, ...)"
+        """The dims of an exported value: its sizes without those of the batch and of time, which it must have once."""
+        shape, rank = tuple(n.meta["val"].shape), len(self.lead)
+        time = self.time_axis(n)
+        if rank == 2:
+            rest = tuple(d for i, d in enumerate(shape) if i not in (time, 1 if time == 0 else 0))
+        else:
+            rest = shape[1:]
+        fits = time is not None if rank == 2 else str(shape[0]) == self.lead[0] if shape else False
+        if not fits or not all(isinstance(d, int) for d in rest):
+            axes = "(B, T, ...)" if rank == 2 else "(B, ...)"
             raise self.error(n, f"{n.target} makes a value of shape {shape}, expected {axes}: only sizes may follow")
-        return tuple(int(d) for d in shape[lead:])
+        return tuple(int(d) for d in rest)
+
+    def time_axis(self, n: fx.Node) -> int | None:
+        """Where an exported value has time: 1 in (B, T, ...), 0 in (T, B, ...), 2 or more in (B, C, T); else None."""
+        value = n.meta.get("val")
+        sizes = tuple(map(str, value.shape)) if isinstance(value, Tensor) else ()
+        if len(self.lead) < 2 or len(sizes) < 2:
+            return None
+        if sizes[:2] == self.lead:
+            return 1
+        if sizes[:2] == self.lead[::-1]:
+            return 0
+        found = [i for i, d in enumerate(sizes) if d == self.lead[1] and i > 1]
+        return found[0] if sizes[0] == self.lead[0] and len(found) == 1 else None
+
+    def time_first(self, n: fx.Node) -> bool:
+        """Whether an exported value is (T, B, ...)."""
+        return self.time_axis(n) == 0
 
     def axis(self, n: fx.Node, axis: int, rank: int | None = None) -> int:
         """An axis of an exported value of `rank` (of n's first operand if None) as one within dims."""

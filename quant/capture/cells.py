@@ -14,40 +14,40 @@ NOT_RUN = "this operator stands for a recurrent layer while its model is exporte
 
 
 @torch.library.custom_op("isobit::cell", mutates_args=())
-def _cell(x: Tensor, parameters: list[Tensor], kind: str) -> Tensor:
+def _cell(x: Tensor, parameters: list[Tensor], kind: str, start: list[Tensor]) -> Tensor:
     raise RuntimeError(NOT_RUN)
 
 
 @_cell.register_fake
-def _(x: Tensor, parameters: list[Tensor], kind: str) -> Tensor:
+def _(x: Tensor, parameters: list[Tensor], kind: str, start: list[Tensor]) -> Tensor:
     return x.new_empty((*x.shape[:2], parameters[1].shape[1]))
 
 
 @torch.library.custom_op("isobit::cell_final_state", mutates_args=())
-def _final_state(x: Tensor) -> Tensor:
+def _final_state(x: Tensor, which: str, layers: int) -> Tensor:
     raise RuntimeError(NOT_RUN)
 
 
 @_final_state.register_fake
-def _(x: Tensor) -> Tensor:
-    return x.new_empty((1, x.shape[0], x.shape[2]))
+def _(x: Tensor, which: str, layers: int) -> Tensor:
+    return x.new_empty((layers, x.shape[0], x.shape[2]))
 
 
 def _whole_lstm(self: nn.LSTM, x: Tensor, start: object = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     y = _whole(self, x, start)
-    return y, (_final_state(y), _final_state(y))
+    return y, (_final_state(y, "hidden", self.num_layers), _final_state(y, "cell", self.num_layers))
 
 
 def _whole_gru(self: nn.GRU, x: Tensor, start: object = None) -> tuple[Tensor, Tensor]:
     y = _whole(self, x, start)
-    return y, _final_state(y)
+    return y, _final_state(y, "hidden", self.num_layers)
 
 
 def _whole(cell: nn.LSTM | nn.GRU, x: Tensor, start: object) -> Tensor:
     kind = "lstm" if isinstance(cell, nn.LSTM) else "gru"
-    if start is not None:
-        raise InputError(f"a recurrent layer of torch (nn.{kind.upper()}) with an initial state: expected none, 0")
-    return _cell(x, [getattr(cell, name) for layer in cell._all_weights for name in layer], kind)
+    states = [] if start is None else list(start) if isinstance(start, tuple | list) else [start]
+    y: Tensor = _cell(x, [getattr(cell, name) for layer in cell._all_weights for name in layer], kind, states)
+    return y
 
 
 @contextmanager
@@ -59,7 +59,7 @@ def whole_cells(module: nn.Module) -> Iterator[None]:
         where = name or type(cell).__name__
         if not isinstance(cell, nn.LSTM | nn.GRU):
             raise InputError(f"{where}: {type(cell).__name__} is not supported, expected nn.LSTM or nn.GRU")
-        if cell.bidirectional or not cell.batch_first or getattr(cell, "proj_size", 0):
+        if cell.bidirectional or not cell.batch_first or cell.proj_size:
             raise InputError(
                 f"{where}: expected {type(cell).__name__} with batch_first=True, one direction and no projection; "
                 "a stream has no end from which a second direction could start"

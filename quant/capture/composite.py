@@ -379,17 +379,21 @@ def ttt_linear(c: Capture, n: fx.Node) -> None:
     """A linear model that learns at every step from k to v, then reads q (Sun et al. 2024, TTT-Linear, eq. 4 and 9)."""
     b = _Builder(c, n)
     q, k, v, eta = (b.value(i) for i in range(4))
-    weight, bias = c.parameter(n, 4), c.parameter(n, 5)
+    weight, bias, start = (c.parameter(n, i) for i in (4, 5, 6))
     heads, _ = b.dims(q)
-    name = b.named("read")
+    name = b.named("learned_read")
 
     def mean(x: str, role: str) -> str:
         return b.add("reduce", x, role=role, dims=(heads, 1), how="mean", axes=(1,), keep=1)
 
-    made = b.add("recall", k, name, role="recalled", dims=b.dims(q))
+    def read(x: str, learned: str, role: str) -> str:
+        """W x, of the W that the sequence starts from and of what it has learned since."""
+        return b.add("add", b.add("grouped_linear", x, start, role=f"{role}_start"), learned, role=role)
+
+    made = read(k, b.add("recall", k, name, role="recalled", dims=b.dims(q)), "made")
     centred = b.add("sub", made, mean(made, "mean"), role="centred")
-    inverse = b.add("rsqrt", mean(b.add("mul", centred, centred, role="squares"), "variance"), role="inverse", eps=1e-6)
-    z = b.add("mul", centred, inverse, role="z")
+    inverse = b.add("inverse_rms", centred, role="inverse", dims=(heads, 1), eps=1e-6, over=1)
+    z = b.add("rms_norm", centred, role="z", eps=1e-6, over=1)
     guess = b.add(
         "add", k, b.add("offset", b.add("scale", z, weight, role="z_weight"), bias, role="z_bias"), role="guess"
     )
@@ -398,8 +402,8 @@ def ttt_linear(c: Capture, n: fx.Node) -> None:
     along = b.add("mul", z, mean(b.add("mul", slope, z, role="slope_z"), "slope_z_mean"), role="along")
     rate = b.add("mul", b.reshaped(eta, heads, 1), inverse, role="rate")
     step = b.add("mul", b.add("sub", along, flat, role="descent"), rate, role="step")
-    read = b.add("linear_recurrence", q, k, step, name=name, dims=b.dims(q))
-    normal = b.add("layer_norm", read, weight, bias, role="normal", eps=1e-6, over=1)
+    b.add("linear_recurrence", q, k, step, name=name, dims=b.dims(q))
+    normal = b.add("layer_norm", read(q, name, "read"), weight, bias, role="normal", eps=1e-6, over=1)
     b.done(b.add("add", q, normal, role="out"))
 
 

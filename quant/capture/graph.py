@@ -69,7 +69,8 @@ class Graph:
 
     dims: of the input and of every node's output.  parameters: float64, by the user's name, or, where it was computed
     from others, by its formula.  timed: whether axis 1 of the user's input is time.  vocabulary: the number of integer
-    identifiers that the input may hold; None for an input of real numbers.
+    identifiers that the input may hold; None for an input of real numbers.  last: whether the module returns the value
+    of the last step only, where the graph has one of every step.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Graph:
     parameters: dict[str, Floats]
     timed: bool = True
     vocabulary: int | None = None
+    last: bool = False
 
     @cached_property
     def uses(self) -> Counter[str]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from isobit.quant.calibrate.evaluate import FORWARD
 from isobit.quant.calibrate.observe import Calibration
 from isobit.quant.capture.graph import Graph, GraphNode
+from isobit.quant.certificates.search import certified_bits, certify
 from isobit.quant.check import check
 from isobit.quant.errors import CheckError, InputError
 from isobit.quant.lower.edges import InputSpec
 from isobit.quant.lower.quantity import UNIT, Form, Lowering, letters
 from isobit.quant.lower.rules import RULES
 from isobit.quant.program import Program
-from isobit.quant.recipe import Recipe
+from isobit.quant.recipe import CERTIFIED, Recipe
 
 MAX_STEPS = 1 << 16
 
@@ -28,17 +31,39 @@ def lower(graph: Graph, calibration: Calibration, recipe: Recipe, name: str, inp
     """
     if not 1 <= t_max <= MAX_STEPS:
         raise InputError(f"t_max is {t_max}, expected 1 to {MAX_STEPS}")
-    low = Lowering(graph, calibration, recipe, t_max, _asked(graph, recipe))
+    recipe.check_layers(n.loc for n in graph.nodes)
+    program = _lowered(graph, calibration, recipe, name, input, t_max, {})
+    certificates = certify(program)
+    widths = certified_bits(program)
+    if wider := {k: bits for k, (loc, bits) in widths.items() if recipe.at(loc).state_bits == CERTIFIED}:
+        program = _lowered(graph, calibration, recipe, name, input, t_max, wider)
+        certificates = certify(program)
+    return replace(program, certificates=certificates)
+
+
+def _lowered(
+    graph: Graph,
+    calibration: Calibration,
+    recipe: Recipe,
+    name: str,
+    input: InputSpec,
+    t_max: int,
+    certified: dict[str, int],
+) -> Program:
+    """certified: widths of states that their certificates ask for."""
+    low = Lowering(graph, calibration, recipe, t_max, _asked(graph, recipe), certified)
     entry = low.declare_input(input)
     last = _last_readers(graph)
     low.own_state = {n.output for i, n in enumerate(graph.nodes) if n.op in OWN_STATE and last.get(n.output, i) <= i}
     for i, n in enumerate(graph.nodes):
+        low.recipe = recipe.at(n.loc)
         try:
             RULES[n.op].emit(low, n)
             for v in (v for v, end in last.items() if end == i and v not in low.own_state):
                 _hold(low, low.producer[v])
         except CheckError as e:
             raise InputError(f"{n.loc} ({n.op}): {e}") from e
+    low.recipe = recipe
     program = low.program(name, entry)
     check(program)
     return program
@@ -68,9 +93,10 @@ def _last_readers(graph: Graph) -> dict[str, int]:
 
 def _hold(low: Lowering, n: GraphNode) -> None:
     """The value becomes what the next step reads."""
-    past = low.held[n.output]
-    bits, axes = low.width(n.output), letters(len(past.dims))
-    value = low.at(n.output, past.unit, bits, f"{n.output}.kept", n.loc)
+    past, value = low.held[n.output], low.quantities[n.output]
+    bits, axes = past.known.bits, letters(len(past.dims))
+    if not value.settled or value.unit != past.unit or value.known not in past.known:
+        value = low.at(n.output, past.unit, bits, f"{n.output}.kept", n.loc)
     index = f"t{axes}->t{axes}|{axes}"
     low.node("hold", index, (value,), f"{n.output}.held", n.loc, {"acc": 32}, past.unit, past.value)
 
@@ -79,14 +105,14 @@ def _asked(graph: Graph, recipe: Recipe) -> dict[str, set[Form]]:
     """By value, the forms that its consumers ask for; an operator that only moves values hands on what it is asked."""
     asked: dict[str, set[Form]] = {v: set() for v in graph.dims}
     asked[graph.output].add(recipe.wide_bits)
-    bits: dict[str, Form] = {"act": recipe.act_bits, "wide": recipe.wide_bits, "unit": UNIT, "state": recipe.state_bits}
     for n in graph.nodes:
         if n.op in FORWARD:
+            bits = _forms(recipe.at(n.loc))
             for v, want in zip(n.inputs, RULES[n.op].wants, strict=False):
                 if want in bits:
                     asked[v].add(bits[want])
     for n in reversed(graph.nodes):
-        wants = RULES[n.op].wants
+        wants, bits = RULES[n.op].wants, _forms(recipe.at(n.loc))
         for i, v in enumerate(n.inputs):
             want = wants[min(i, len(wants) - 1)]
             if want == "same":
@@ -94,3 +120,8 @@ def _asked(graph: Graph, recipe: Recipe) -> dict[str, set[Form]]:
             elif want in bits and v in asked:
                 asked[v].add(bits[want])
     return asked
+
+
+def _forms(recipe: Recipe) -> dict[str, Form]:
+    """What the words of a rule's `wants` mean."""
+    return {"act": recipe.act_bits, "wide": recipe.wide_bits, "unit": UNIT, "state": recipe.held_bits}

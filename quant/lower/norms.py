@@ -55,10 +55,8 @@ def layer_norm(low: Lowering, n: GraphNode) -> None:
     _scaled(low, n, shifted, count, count * n.number("eps"), math.sqrt(count))
 
 
-def _scaled(low: Lowering, n: GraphNode, x: Quantity, count: int, eps: float, factor: float) -> None:
-    """factor * x / sqrt(sum x^2 + eps) * gain + shift; eps in real units of x^2."""
-    bits, over = low.width(n.output), n.integer("over")
-    squares = count * x.magnitude**2
+def _energy(n: GraphNode, x: Quantity, squares: int, eps: float) -> tuple[int, int]:
+    """eps in squared units of x, and the even width of a sum of up to `squares` with it."""
     code = round(eps / x.unit**2)
     width = max(16, (squares + code).bit_length())
     width += width % 2
@@ -67,14 +65,43 @@ def _scaled(low: Lowering, n: GraphNode, x: Quantity, count: int, eps: float, fa
             f"{n.loc}: eps {n.number('eps'):g} is {code} squared units of an input of at most {x.magnitude} units: "
             "the calibration data leave this layer's input near zero; calibrate on real samples"
         )
+    return code, width
+
+
+def _inverse_root(low: Lowering, n: GraphNode, x: Quantity, squares: int, code: int, width: int) -> str:
+    """2^(14 + width/2) / sqrt(sum of squares + code), over the last axes."""
+    labels, kept = _axes(x, n.integer("over"))
+    acc = {"acc": accumulator_bits(squares)}
+    total = low.node("sum_squares", f"t{labels}->t{kept}", (x,), f"{n.output}.squares", n.loc, acc, x.unit**2)
+    params = {"eps": code, "width": width}
+    return low.node("rsqrt", f"t{kept}->t{kept}", (total,), f"{n.output}.inverse", n.loc, params)
+
+
+def inverse_rms(low: Lowering, n: GraphNode) -> None:
+    """1 / sqrt(mean x^2 + eps), from the exact sum of squares."""
+    x, over = low.need(n.inputs[0], low.recipe.wide_bits), n.integer("over")
+    count = math.prod(x.dims[len(x.dims) - over :])
+    squares = count * x.magnitude**2
+    code, width = _energy(n, x, squares, count * n.number("eps"))
+    inverse = _inverse_root(low, n, x, squares, code, width)
+    bits, dims = low.width(n.output), low.graph.dims[n.output]
+    reach = int(rsqrt(Interval(0, squares), eps=code, width=width).hi)
+    ratio = math.sqrt(count) * 2.0 ** -(14 + width // 2) / x.unit / low.scale_of(n.output, bits)
+    m, s = dyadic(ratio, reach)
+    made = Quantity(inverse, dims, np.asarray(1.0), Interval(0, reach))
+    low.pointwise(n, "requantize", (made,), {"m": m, "s": s, **low.limits_of(n.output, bits)})
+
+
+def _scaled(low: Lowering, n: GraphNode, x: Quantity, count: int, eps: float, factor: float) -> None:
+    """factor * x / sqrt(sum x^2 + eps) * gain + shift; eps in real units of x^2."""
+    bits, over = low.width(n.output), n.integer("over")
+    squares = count * x.magnitude**2
+    code, width = _energy(n, x, squares, eps)
     root = 14 + width // 2
     peak = 2.0**root * x.magnitude / math.sqrt(x.magnitude**2 + code)
     pre = max(1, power_above(peak) - 15 - (count.bit_length() + 1) // 2)
     labels, kept = _axes(x, over)
-    acc = {"acc": accumulator_bits(squares)}
-    total = low.node("sum_squares", f"t{labels}->t{kept}", (x,), f"{n.output}.squares", n.loc, acc, x.unit**2)
-    params = {"eps": code, "width": width}
-    inverse = low.node("rsqrt", f"t{kept}->t{kept}", (total,), f"{n.output}.inverse", n.loc, params)
+    inverse = _inverse_root(low, n, x, squares, code, width)
     reach = (x.magnitude * int(rsqrt(Interval(0, squares), eps=code, width=width).hi) >> pre) + 1
     unit = low.scale_of(n.output, bits)
     weights = [low.graph.parameters[i] for i in n.inputs[1:]] or [np.ones(x.dims[len(x.dims) - over :])]

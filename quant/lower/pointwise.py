@@ -11,7 +11,7 @@ from isobit.quant.capture.graph import GraphNode
 from isobit.quant.errors import InputError
 from isobit.quant.expr.interval import Interval
 from isobit.quant.lower.dyadic import dyadic, dyadics
-from isobit.quant.lower.quantity import Lowering, Operand, Quantity, largest, letters, reduced
+from isobit.quant.lower.quantity import Lowering, Operand, Quantity, largest, letters, limits, reduced
 from isobit.quant.ops.exp2 import FRAC
 from isobit.quant.ops.rmsnorm import rsqrt as integer_rsqrt
 from isobit.quant.program import IntType
@@ -298,11 +298,11 @@ def top_k(low: Lowering, n: GraphNode) -> None:
 
 
 def rotate(low: Lowering, n: GraphNode) -> None:
-    """x*p + y*q + u with p, q in Q.14 and one rounding: the turn of a complex state."""
-    x, y, *drive = (low.need(i, low.recipe.wide_bits) for i in n.inputs[:-2])
+    """x*p + y*q + u with p, q in Q.14 and one rounding: the turn of a complex state, whose parts are x and y."""
+    x, y = (low.quantities[i] for i in n.inputs[:2])
+    drive = [low.need(i, low.recipe.wide_bits) for i in n.inputs[2:-2]]
     p, q = (low.graph.parameters[i] for i in n.inputs[-2:])
-    bits = low.width(n.output)
-    unit = low.scale_of(n.output, bits)
+    bits, unit = low.held[n.output].known.bits, low.held[n.output].unit
     names = []
     s = 14
     for role, array, value in (("p", p, x), ("q", q, y)):
@@ -313,14 +313,15 @@ def rotate(low: Lowering, n: GraphNode) -> None:
     axes = letters(len(x.dims))
     if drive:
         m = round(drive[0].unit / unit * (1 << s))
-        params = {"mu": m, "s": s, **limits_of(low, n, bits)}
+        params = {"mu": m, "s": s, **limits(bits)}
         index = f"t{axes},{axes},t{axes},{axes},t{letters(len(drive[0].dims))}->t{axes}"
         operands: tuple[Operand, ...] = (x, names[0], y, names[1], drive[0])
         op = "rotate_and_add"
     else:
-        params, index = {"s": s, **limits_of(low, n, bits)}, f"t{axes},{axes},t{axes},{axes}->t{axes}"
+        params, index = {"s": s, **limits(bits)}, f"t{axes},{axes},t{axes},{axes}->t{axes}"
         operands, op = (x, names[0], y, names[1]), "rotate"
-    made = low.node(op, index, operands, low.name(n.output, bits), n.loc, params, unit)
+    name = low.name(n.output, bits) if bits <= low.width(n.output) else f"{n.output}.acc"
+    made = low.node(op, index, operands, name, n.loc, params, unit)
     known = Interval(params["lo"], params["hi"])
     low.quantities[n.output] = Quantity(made, low.graph.dims[n.output], np.asarray(unit), known)
 

@@ -50,7 +50,17 @@ def symmetric_scale(known: Range, bits: int) -> float:
 
     A value that was always 0 is taken to reach 1.
     """
-    return (known.absmax or 1.0) * (HEADROOM if bits >= WIDE else 1.0) / largest(bits)
+    return (known.absmax or 1.0) * headroom(bits) / largest(bits)
+
+
+def headroom(bits: int) -> float:
+    """How far beyond its calibrated magnitude a value of `bits` bits reaches."""
+    return HEADROOM if bits >= WIDE else 1.0
+
+
+def only(scale: float | Floats) -> float | None:
+    """The scale of a value that has one for the tensor, else None."""
+    return float(scale) if np.ndim(scale) == 0 else None
 
 
 def limits(bits: int) -> dict[str, int]:
@@ -106,13 +116,15 @@ Operand = Quantity | str
 class Lowering:
     """Emits nodes, and settles accumulators to the forms that consumers ask for, each once.
 
+    certified: widths of states, by name, that their certificates ask for; their scales are those of the recipe's width.
     asked: by value, the forms that its consumers ask for; the widest is made from the accumulator or by the op itself,
     the others from it.  A Program's values have no axes of size 1: `node` drops them from index signatures.
     """
 
     def __init__(
-        self, graph: Graph, calibration: Calibration, recipe: Recipe, t_max: int, asked: dict[str, set[Form]]
-    ) -> None:
+        self, graph: Graph, calibration: Calibration, recipe: Recipe, t_max: int, asked: dict[str, set[Form]],
+        certified: Mapping[str, int],
+    ) -> None:  # fmt: skip
         self.graph, self.calibration, self.recipe, self.t_max, self.asked = graph, calibration, recipe, t_max, asked
         self.constants: list[Constant] = []
         self.states: list[State] = []
@@ -124,6 +136,7 @@ class Lowering:
         self.held: dict[str, Quantity] = {}
         self.own_state: set[str] = set()
         self.plans: dict[str, Any] = {}
+        self.certified = certified
         self.clock = ""
 
     def declare_input(self, spec: InputSpec) -> Input:
@@ -251,10 +264,10 @@ class Lowering:
             return held
         return self.need(v, self.recipe.wide_bits)
 
-    def at(self, v: str, scale: float, bits: int, name: str, loc: str) -> Quantity:
-        """The value as integers of `bits` bits at a scale that the consumer sets."""
+    def at(self, v: str, scale: float | Floats, bits: int, name: str, loc: str) -> Quantity:
+        """The value as integers of `bits` bits at a scale that the consumer sets, or at one per element of its dims."""
         held = self.direct(v)
-        if held.settled and held.unit == scale and held.known in IntType(bits).range:
+        if held.settled and np.all(held.unit == scale) and held.known in IntType(bits).range:
             return held
         return self._converted(held, scale, limits(bits), name, loc)
 
@@ -265,18 +278,21 @@ class Lowering:
         loc = self.producer[v].loc if v in self.producer else self.graph.name
         return self._converted(held, scale, bounds, name, loc)
 
-    def _converted(self, held: Quantity, scale: float, bounds: dict[str, int], name: str, loc: str) -> Quantity:
+    def _converted(
+        self, held: Quantity, scale: float | Floats, bounds: dict[str, int], name: str, loc: str
+    ) -> Quantity:
         """A requantize node."""
-        ratio, axes = held.scale / scale, letters(len(held.dims))
+        ratio, axes = np.asarray(held.scale / scale), letters(len(held.dims))
+        unit = only(scale)
         if ratio.ndim == 0:
             m, s = dyadic(float(ratio), held.magnitude)
-            self.node("requantize", f"t{axes}->t{axes}", (held,), name, loc, {"m": m, "s": s, **bounds}, scale)
+            self.node("requantize", f"t{axes}->t{axes}", (held,), name, loc, {"m": m, "s": s, **bounds}, unit)
         else:
             ms, s = dyadics(ratio.ravel(), held.magnitude)
             multiplier = self.constant(f"{name}.multiplier", ms.reshape(ratio.shape), IntType(32))
             params = {"s": s, **bounds}
             index = f"t{axes},{axes}->t{axes}"
-            self.node("requantize_per_channel", index, (held, multiplier), name, loc, params, scale)
+            self.node("requantize_per_channel", index, (held, multiplier), name, loc, params, unit)
         return Quantity(name, held.dims, np.asarray(scale), Interval(bounds["lo"], bounds["hi"]))
 
     def accumulator(self, n: GraphNode, value: str, scale: npt.ArrayLike, known: Interval) -> None:
@@ -295,9 +311,10 @@ class Lowering:
         """The state that holds a value's widest form from one step to the next, settled before the value is made."""
         if v not in self.held:
             bits, dims = self.width(v), self.graph.dims[v]
-            scale = self.scale_of(v, bits)
+            scale, name = self.scale_of(v, bits), f"{v}.state"
+            bits = self.certified.get(name, bits)
             start = max(-largest(bits), min(largest(bits), round(initial / scale)))
-            name = self.state(f"{v}.state", dims, IntType(bits), scale, start)
+            self.state(name, dims, IntType(bits), scale, start)
             self.held[v] = Quantity(name, dims, np.asarray(scale), IntType(bits).range)
         return self.held[v]
 

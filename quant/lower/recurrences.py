@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from isobit.quant.capture.graph import Dims, GraphNode
+from isobit.quant.capture.graph import Dims, Floats, GraphNode
 from isobit.quant.errors import InputError
 from isobit.quant.expr.interval import Interval
 from isobit.quant.lower.dyadic import dyadic
@@ -17,19 +17,26 @@ from isobit.quant.lower.quantity import (
     Lowering,
     Quantity,
     accumulator_bits,
+    headroom,
     largest,
     letters,
     limits,
+    only,
     power_above,
+    symmetric_scale,
 )
 from isobit.quant.ops.exp2 import FRAC
 from isobit.quant.program import IntType
+from isobit.quant.recipe import STATE_BITS
 
 UP_MAX = 7
 """The largest shift of v * k in a recurrence: an 8-bit k, shifted, stays in 16 bits."""
 
 DIAGONAL_UP = 14
 """The shift of what drives a diagonal recurrence: a 16-bit value, shifted, and a decayed state together fit 32 bits."""
+
+LEAST_ROW = 6
+"""Octaves between the scales of a matrix state's rows, at most: what calibration saw little of may grow."""
 
 SUM_BITS = 31, 24
 """Of a sum over t_max steps that nothing fades: with operands of up to 8 bits, and of more; else terms are rounded."""
@@ -42,67 +49,99 @@ CONVEX_BITS = 15
 class Plan:
     """The scales of a recurrence S = decay*S + ((v*k) << up), in 2^-15 of a unit of S.
 
-    held: the unit of S.  product: the unit of v*k, held * 2^(up-15).  down: where nothing decays, a shift to the right
-    instead.
+    held: the unit of S, one for all or one per row, (..., V, 1).  product: the unit of v*k, held * 2^(up-15).  down:
+    where nothing decays, a shift to the right instead.  update: magnitude of the sums that the update shifts back.
     """
 
     state: str
     dims: Dims
-    held: float
-    product: float
+    held: Floats
+    product: Floats
     up: int
     down: int
     bits: int
+    update: int
 
-    def drive(self, k_unit: float) -> float:
+    def drive(self, k_unit: float) -> Floats:
         """The unit of v, which meets a key of this unit."""
-        return self.product / k_unit
+        return _of_rows(self.product) / k_unit
 
     @property
     def quantity(self) -> Quantity:
-        return Quantity(self.state, self.dims, np.asarray(self.held), IntType(self.bits).range)
+        return Quantity(self.state, self.dims, self.held, IntType(self.bits).range)
+
+    def accumulator(self, reach: int) -> int:
+        """Bits for sums of this magnitude that are read out, and for the update."""
+        return accumulator_bits(max(reach, self.update))
 
 
-def _state_bits(low: Lowering) -> int:
-    return low.recipe.state_bits
+def _of_rows(scale: Floats) -> Floats:
+    """A state's scales as those of a value that has an element for every row."""
+    return np.asarray(scale[..., 0] if scale.ndim else scale)
 
 
 def _plan(
-    low: Lowering, state: str, dims: Dims, drives: list[tuple[float, Quantity]], decays: bool, exact: bool
+    low: Lowering, state: str, dims: Dims, drives: list[tuple[Floats, Quantity]], decays: bool, exact: bool
 ) -> Plan:
-    """drives: the unit that v would like, and the key that it meets; several products are added."""
-    bits = _state_bits(low)
-    held = low.scale_of(state, bits)
-    wanted = max(v * k.unit for v, k in drives)
+    """drives: the unit that v would like, for all or per row, and the key that it meets; several products are added."""
+    bits = low.recipe.held_bits
+    wanted = np.asarray(np.maximum.reduce([v * k.unit for v, k in drives]))
     if exact:
+        wanted = np.asarray(wanted.max())
         reach = low.t_max * sum(largest(low.recipe.wide_bits) * k.magnitude for _, k in drives)
         most = SUM_BITS[low.recipe.act_bits > 8]
         down = max(0, Interval(-reach, reach).bits - most)
         bits = min(Interval(-reach, reach).bits, most)
-        name = low.state(state, dims, IntType(bits), wanted * 2.0**down)
-        return Plan(name, dims, wanted * 2.0**down, wanted, 0, down, bits)
+        name = low.state(state, dims, IntType(bits), float(wanted) * 2.0**down)
+        return Plan(name, dims, wanted * 2.0**down, wanted, 0, down, bits, 0)
+    held = np.asarray(low.scale_of(state, min(bits, STATE_BITS)) * _finer(bits))
+    most = sum(largest(low.recipe.wide_bits) * k.magnitude for _, k in drives)
+    if wanted.ndim:
+        held, wanted = _per_row(low, state, dims, min(bits, STATE_BITS)) * _finer(bits), wanted[..., None]
     if not decays:
-        down = max(1, power_above(held / wanted))
-        product = max(wanted, held * 2.0**-down)
+        down = max(1, power_above(float((held / wanted).max())))
+        product = np.maximum(wanted, held * 2.0**-down)
         held = product * 2.0**down
-        name = low.state(state, dims, IntType(bits), held)
-        return Plan(name, dims, held, product, 0, down, bits)
+        name = low.state(state, dims, IntType(bits), only(held))
+        return Plan(name, dims, held, product, 0, down, bits, most + (1 << (down - 1)))
     word = 32 if bits <= 16 else 64
     room = largest(min(word, 62)) - (largest(bits) << 15) - (1 << 14)
-    most = sum(largest(low.recipe.wide_bits) * k.magnitude for _, k in drives)
     up_max = min(max((room // most).bit_length() - 1, 0), UP_MAX if bits <= 16 else 32)
-    up = min(max(power_above(wanted * 2.0**15 / held), 0), up_max)
-    product = max(wanted, held * 2.0 ** (up - 15))
-    held = product * 2.0 ** (15 - up)
-    name = low.state(state, dims, IntType(bits), held)
-    return Plan(name, dims, held, product, up, 0, bits)
+    ratio = wanted * 2.0**15 / held
+    up = power_above(float(ratio.max())) if bits <= 16 else power_above(float(ratio.min())) - 1
+    up = min(max(up, 0), up_max)
+    product = np.maximum(wanted, held * 2.0 ** (up - 15))
+    held, bits = product * 2.0 ** (15 - up), low.certified.get(state, bits)
+    name = low.state(state, dims, IntType(bits), only(held))
+    return Plan(name, dims, held, product, up, 0, bits, (largest(bits) << 15) + (most << up) + (1 << 14))
 
 
-def _wide_unit(low: Lowering, v: str) -> float:
-    return low.scale_of(v, low.recipe.wide_bits) if not low.is_unit(v) else UNIT_SCALE
+def _finer(bits: int) -> float:
+    """Of a state's bits beyond STATE_BITS, half refine it; the other half are headroom."""
+    return 2.0 ** -(max(bits - STATE_BITS, 0) // 2)
 
 
-def _at(low: Lowering, n: GraphNode, v: str, unit: float, role: str) -> Quantity:
+def _per_row(low: Lowering, state: str, dims: Dims, bits: int) -> Floats:
+    """The unit of every row of a matrix state, (..., V, 1), from the largest magnitude seen in the row."""
+    peaks = low.calibration.peaks[state].reshape(dims).max(-1, keepdims=True)
+    return _row_units(peaks, bits)
+
+
+def _row_units(peaks: Floats, bits: int) -> Floats:
+    """A row that stays far below the others is taken to reach 2^-LEAST_ROW of the largest."""
+    largest_peak = float(peaks.max()) or 1.0
+    return np.asarray(np.maximum(peaks, largest_peak * 2.0**-LEAST_ROW) * (headroom(bits) / largest(bits)))
+
+
+def _wide_units(low: Lowering, v: str) -> Floats:
+    """The unit that every element of a value would like."""
+    bits = low.recipe.wide_bits
+    if low.is_unit(v):
+        return np.full(low.graph.dims[v], UNIT_SCALE)
+    return _row_units(low.calibration.peaks[v].reshape(low.graph.dims[v]), bits)
+
+
+def _at(low: Lowering, n: GraphNode, v: str, unit: Floats, role: str) -> Quantity:
     return low.at(v, unit, low.recipe.wide_bits, f"{n.output}.{role}", n.loc)
 
 
@@ -130,10 +169,10 @@ def _planned(low: Lowering, n: GraphNode) -> Plan:
     plans: dict[str, Plan] = low.plans
     if n.output not in plans:
         _, k, v, *rest = n.inputs
-        drives = [(_wide_unit(low, v), low.need(k, low.recipe.act_bits))]
+        drives = [(_wide_units(low, v), low.need(k, low.recipe.act_bits))]
         if n.op == "delta_update":
             b, u, *rest = rest
-            drives.append((_wide_unit(low, u), low.need(b, low.recipe.act_bits)))
+            drives.append((_wide_units(low, u), low.need(b, low.recipe.act_bits)))
         recalled = any(m.op == "recall" and m.inputs[1] == n.output for m in low.graph.nodes)
         exact = not rest and not recalled
         dims = (*low.graph.dims[v], low.graph.dims[k][-1])
@@ -160,13 +199,7 @@ def linear_recurrence(low: Lowering, n: GraphNode) -> None:
     top = largest(plan.bits)
     size = low.graph.dims[k_name][-1]
     reach = size * top * q.magnitude
-    params = {
-        "lo": -top,
-        "hi": top,
-        "acc": accumulator_bits(max(reach, top << (0 if plan.up == plan.down == 0 else 16))),
-    }
-    if plan.bits <= 16:
-        params["acc"] = accumulator_bits(reach)
+    params = {"lo": -top, "hi": top, "acc": plan.accumulator(reach)}
     if rest:
         decay, label = _decay_operand(low, n, rest[0], axes)
         operands.insert(0, decay)
@@ -178,8 +211,8 @@ def linear_recurrence(low: Lowering, n: GraphNode) -> None:
     else:
         op = "outer_sum"
     index = f"{','.join(labels)},t{axes.key}->t{axes.value}|{axes.state}"
-    scale = plan.held * q.unit
-    acc = low.node(op, index, (*operands, q), f"{n.output}.acc", n.loc, params, scale, plan.state)
+    scale = _of_rows(plan.held) * q.unit
+    acc = low.node(op, index, (*operands, q), f"{n.output}.acc", n.loc, params, only(scale), plan.state)
     low.accumulator(n, acc, scale, Interval(-reach, reach))
 
 
@@ -210,9 +243,9 @@ def recall(low: Lowering, n: GraphNode) -> None:
     plan, key = _planned(low, node), low.need(key_name, low.recipe.act_bits)
     axes = _heads(low, node.inputs[1], node.inputs[2])
     reach = low.graph.dims[key_name][-1] * largest(plan.bits) * key.magnitude
-    params, scale = {"acc": accumulator_bits(reach)}, plan.held * key.unit
+    params, scale = {"acc": accumulator_bits(reach)}, _of_rows(plan.held) * key.unit
     index = f"t{axes.state},t{axes.key}->t{axes.value}"
-    acc = low.node("dot", index, (plan.quantity, key), f"{n.output}.acc", n.loc, params, scale)
+    acc = low.node("dot", index, (plan.quantity, key), f"{n.output}.acc", n.loc, params, only(scale))
     low.accumulator(n, acc, scale, Interval(-reach, reach))
 
 
@@ -234,26 +267,29 @@ def shift(low: Lowering, n: GraphNode) -> None:
 def diagonal_recurrence(low: Lowering, n: GraphNode) -> None:
     """h = decay*h + x; h is the state and the output."""
     decay, x = n.inputs
-    past = low.past(n.output) if n.output in low.own_state or n.output not in low.held else _own(low, n)
-    axes = letters(len(past.dims))
+    past = _diagonal_state(low, n)
+    axes, bits = letters(len(past.dims)), past.known.bits
     up = DIAGONAL_UP
-    if _wide_unit(low, x) > past.unit * 2.0 ** (up - 15):
-        up += 1
-    v = _at(low, n, x, past.unit * 2.0 ** (up - 15), "x")
+    if (wanted := float(_wide_units(low, x).max())) > past.unit * 2.0 ** (up - 15):
+        up = 15 + power_above(wanted / past.unit)
+    v = _at(low, n, x, np.asarray(past.unit * 2.0 ** (up - 15)), "x")
     a, label = _elementwise_decay(low, n, decay)
-    top = largest(low.width(n.output))
-    params = {"up": up, "lo": -top, "hi": top, "acc": 32 if up <= DIAGONAL_UP else 64}
+    top = largest(bits)
+    params = {"up": up, "lo": -top, "hi": top, "acc": 32 if up <= DIAGONAL_UP and bits <= 16 else 64}
     index = f"{label},t{letters(len(v.dims))}->t{axes}|{axes}"
-    name = low.name(n.output, low.width(n.output))
+    name = low.name(n.output, low.width(n.output)) if bits <= low.width(n.output) else f"{n.output}.acc"
     value = low.node("diagonal_recurrence", index, (a, v), name, n.loc, params, past.unit, past.value)
     low.quantities[n.output] = Quantity(value, past.dims, past.scale, Interval(-top, top))
 
 
-def _own(low: Lowering, n: GraphNode) -> Quantity:
-    """A state of its own, where the one that the next step reads is still read after this node."""
-    past = low.held[n.output]
-    name = low.state(f"{n.output}.inner_state", past.dims, IntType(low.width(n.output)), past.unit)
-    return Quantity(name, past.dims, past.scale, past.known)
+def _diagonal_state(low: Lowering, n: GraphNode) -> Quantity:
+    """The state that the next step reads, or, where that is none or still read after this node, one of its own."""
+    if n.output in low.own_state and n.output in low.held:
+        return low.held[n.output]
+    name, bits = f"{n.output}.{'inner_state' if n.output in low.held else 'state'}", low.recipe.held_bits
+    unit, dims = low.scale_of(n.output, min(bits, STATE_BITS)) * _finer(bits), low.graph.dims[n.output]
+    bits = low.certified.get(name, bits)
+    return Quantity(low.state(name, dims, IntType(bits), unit), dims, np.asarray(unit), IntType(bits).range)
 
 
 def _elementwise_decay(low: Lowering, n: GraphNode, decay: str) -> tuple[Quantity | str, str]:
@@ -272,15 +308,14 @@ def convex_recurrence(low: Lowering, n: GraphNode) -> None:
     axes = letters(len(dims))
     if n.output in low.held and n.output in low.own_state:
         past = low.held[n.output]
-        unit, name = past.unit, past.value
-        top = largest(low.width(n.output))
+        unit, name, bits = past.unit, past.value, past.known.bits
     else:
-        top = largest(CONVEX_BITS)
-        unit = low.calibration.ranges[x].absmax * 2.0 / top if low.calibration.ranges[x].absmax else 1.0 / top
-        name = low.state(f"{n.output}.state", dims, IntType(CONVEX_BITS), unit)
-    bits = CONVEX_BITS if top == largest(CONVEX_BITS) else 16
+        bits = CONVEX_BITS if low.recipe.held_bits == STATE_BITS else low.recipe.held_bits
+        unit = symmetric_scale(low.calibration.ranges[x], bits)
+        name = low.state(f"{n.output}.state", dims, IntType(bits), unit)
+    top = largest(bits)
     v = low.at(x, unit, bits, f"{n.output}.x", n.loc)
-    params = {"lo": -top, "hi": top, "acc": 32 if bits == CONVEX_BITS else 64}
+    params = {"lo": -top, "hi": top, "acc": 32 if bits <= CONVEX_BITS else 64}
     index = f"t{letters(len(gate.dims))},t{letters(len(v.dims))}->t{axes}|{axes}"
     made = low.node(
         "convex_recurrence", index, (gate, v), low.name(n.output, low.width(n.output)), n.loc, params, unit, name
@@ -299,18 +334,18 @@ def selective_recurrence(low: Lowering, n: GraphNode) -> None:
     along = "l" if inner else ""
     decay = _selective_decay(low, n, dt, along)
     channels, size = low.graph.parameters[n.inputs[4]].shape
-    drives = [(low.scale_of(f"{n.output}.v", wide), b)]
+    drives = [(np.asarray(low.scale_of(f"{n.output}.v", wide)), b)]
     plan = _plan(low, f"{n.output}.state", (channels, size), drives, decays=True, exact=False)
     if inner:
         low.states.pop()
-    drive = plan.drive(b.unit)
+    drive = float(plan.drive(b.unit))
     m, s = dyadic(dt.unit * u.unit / drive, dt.magnitude * u.magnitude)
     index = f"t{along}c,t{along}c->t{along}c"
     v = low.node("multiply", index, (dt, u), f"{n.output}.v", n.loc, {"m": m, "s": s, **limits(wide)}, drive)
     top = largest(plan.bits)
     reach = size * top * c.magnitude
-    params = {"up": plan.up, "lo": -top, "hi": top, "acc": accumulator_bits(reach)}
-    scale = plan.held * c.unit
+    params = {"up": plan.up, "lo": -top, "hi": top, "acc": plan.accumulator(reach)}
+    scale = float(plan.held) * c.unit
     index = f"t{along}cn,t{along}c,t{along}n,t{along}n->t{along}c|cn"
     state = None if inner else plan.state
     acc = low.node("linear_recurrence", index, (decay, v, b, c), f"{n.output}.acc", n.loc, params, scale, state)

@@ -40,13 +40,13 @@ def _generalized_delta_recurrence(r: Tensor, decay: Tensor, k: Tensor, v: Tensor
     return torch.stack(outputs, dim=1)
 
 
-def _ttt_linear(q: Tensor, k: Tensor, v: Tensor, eta: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _ttt_linear(q: Tensor, k: Tensor, v: Tensor, eta: Tensor, weight: Tensor, bias: Tensor, initial: Tensor) -> Tensor:
     def normalised(z: Tensor) -> tuple[Tensor, Tensor]:
         centred = z - z.mean(-1, keepdim=True)
         inverse = torch.rsqrt(centred.square().mean(-1, keepdim=True) + INNER_NORM_EPS)
         return centred * inverse, inverse
 
-    inner = q.new_zeros(q.shape[0], q.shape[2], q.shape[3], q.shape[3])
+    inner = initial.unsqueeze(0)
     outputs = []
     for q_t, k_t, v_t, eta_t in zip(*(tensor.unbind(1) for tensor in (q, k, v, eta)), strict=True):
         z, inverse = normalised(torch.einsum("bhij,bhj->bhi", inner, k_t))
@@ -84,11 +84,11 @@ r, decay, k, a, b: (B, T, H, K). v: (B, T, H, V).
 """
 
 ttt_linear = custom_op("ttt_linear", _ttt_linear)
-"""(q, k, v, eta, weight, bias) -> o, (B, T, H, D): TTT-Linear with an inner batch of 1 (Sun et al., 2024, section 2).
+"""(q, k, v, eta, weight, bias, initial) -> o, (B, T, H, D): TTT-Linear with an inner batch of 1 (Sun et al., 2024).
 
-Each head fits f(x) = x + LN(W x), from W = 0, by one step of gradient descent per time step on |f(k_t) - v_t|^2 / 2
-with the step size eta_t; o_t = f(q_t) with the new W.  LN has the parameters weight and bias and adds INNER_NORM_EPS.
-q, k, v: (B, T, H, D). eta: (B, T, H), >= 0. weight, bias: (H, D).
+Each head fits f(x) = x + LN(W x), from W = initial, by one step of gradient descent per time step on
+|f(k_t) - v_t|^2 / 2 with the step size eta_t; o_t = f(q_t) with the new W (section 2).  LN has the parameters weight and
+bias and adds INNER_NORM_EPS.  q, k, v: (B, T, H, D). eta: (B, T, H), >= 0. weight, bias: (H, D). initial: (H, D, D).
 """
 
 

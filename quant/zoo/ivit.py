@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from isobit.quant.zoo.vision import Grid, Mlp, PatchEmbed, initialise
+from isobit.quant.zoo.vision import Grid, Mlp, PatchEmbed
 
 
 class Attention(nn.Module):
@@ -49,7 +49,6 @@ class VisionTransformer(nn.Module):
         self.pos_embed = nn.Parameter(nn.init.trunc_normal_(torch.empty(grid[0] * grid[1], d_model), std=0.02))
         self.blocks = nn.Sequential(*(Block(d_model, heads) for _ in range(n_layers)))
         self.norm = nn.LayerNorm(d_model, eps=1e-6)
-        self.apply(initialise)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.norm(self.blocks(self.patch_embed(x) + self.pos_embed))

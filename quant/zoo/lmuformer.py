@@ -11,7 +11,6 @@ from torch.nn import functional
 
 from isobit.quant.nn import causal_fir, dense_recurrence
 from isobit.quant.zoo.legendre import delay_system
-from isobit.quant.zoo.vision import initialise
 
 
 class TimeBatchNorm(nn.BatchNorm1d):
@@ -77,8 +76,6 @@ class LMU(nn.Module):
         a, b = delay_system(memory, theta)
         self.register_buffer("A", a.float())
         self.register_buffer("B", b.float())
-        for linear in (self.W_u, self.W_h):
-            initialise(linear)
 
     def forward(self, x: Tensor) -> Tensor:
         u = functional.relu(self.W_u(x))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from isobit.quant.zoo.vision import Depthwise, Grid, PatchEmbed, initialise
+from isobit.quant.zoo.vision import Depthwise, Grid, PatchEmbed
 
 
 def rotation(grid: Grid, size: int) -> tuple[Tensor, Tensor]:
@@ -99,11 +99,6 @@ class RALA(nn.Module):
         super().__init__()
         self.patch_embed = PatchEmbed(channels, d_model, patch)
         self.blocks = nn.Sequential(*(RALABlock(d_model, grid, heads) for _ in range(n_layers)))
-        self.apply(initialise)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d) and module.bias is not None:
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.blocks(self.patch_embed(x))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from isobit.quant.nn import ComplexRecurrence
+from isobit.quant.zoo.blocks import PreNorm
 from isobit.quant.zoo.mamba import STEP_SIZE_RANGE
 
 
@@ -49,18 +50,6 @@ class S4D(nn.Module):
         return out
 
 
-class S4DBlock(nn.Module):
-    """x + s4d(norm(x)), (B, T, d_model) -> (B, T, d_model)."""
-
-    def __init__(self, d_model: int, d_state: int) -> None:
-        super().__init__()
-        self.norm, self.s4d = nn.LayerNorm(d_model), S4D(d_model, d_state)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = x + self.s4d(self.norm(x))
-        return out
-
-
 def s4d(d_model: int, layers: int, d_state: int) -> nn.Module:
-    """`layers` residual blocks, (B, T, d_model) -> (B, T, d_model)."""
-    return nn.Sequential(*(S4DBlock(d_model, d_state) for _ in range(layers)))
+    """`layers` residual blocks on LayerNorm, (B, T, d_model) -> (B, T, d_model)."""
+    return nn.Sequential(*(PreNorm(nn.LayerNorm(d_model), S4D(d_model, d_state)) for _ in range(layers)))

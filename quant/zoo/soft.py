@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from isobit.quant.zoo.vision import Grid, Mlp, PatchEmbed, initialise, to_image, to_tokens
+from isobit.quant.zoo.vision import Grid, Mlp, PatchEmbed, to_image, to_tokens
 
 
 class SoftmaxFreeAttention(nn.Module):
@@ -66,7 +66,6 @@ class SOFT(nn.Module):
         self.patch_embed = PatchEmbed(channels, d_model, patch)
         self.norm = nn.LayerNorm(d_model)
         self.blocks = nn.Sequential(*(SoftmaxFreeTransformer(d_model, grid, heads, conv) for _ in range(n_layers)))
-        self.apply(initialise)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.blocks(self.norm(self.patch_embed(x)))

@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 from isobit.quant.nn import ttt_linear
 from isobit.quant.zoo.blocks import SwiGLU, TransformerBlock
-from isobit.quant.zoo.vision import initialise
+
+INITIAL_STD = 0.02
+"""Of the inner model that a sequence starts from, as the authors initialise it."""
 
 
 class TTTLinear(nn.Module):
@@ -27,12 +29,13 @@ class TTTLinear(nn.Module):
         self.learnable_ttt_lr = nn.Linear(d_model, heads)
         self.ttt_norm_weight = nn.Parameter(torch.ones(heads, d_model // heads))
         self.ttt_norm_bias = nn.Parameter(torch.zeros(heads, d_model // heads))
+        self.W1 = nn.Parameter(torch.empty(heads, d_model // heads, d_model // heads).normal_(std=INITIAL_STD))
         self.post_norm = nn.LayerNorm(d_model, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (proj(x).unflatten(-1, (self.heads, -1)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         eta = self.learnable_ttt_lr(x).sigmoid() * self.rate
-        y = ttt_linear(q, k, v, eta, self.ttt_norm_weight, self.ttt_norm_bias)
+        y = ttt_linear(q, k, v, eta, self.ttt_norm_weight, self.ttt_norm_bias, self.W1)
         out: Tensor = self.o_proj(self.post_norm(y.flatten(2)))
         return out
 
@@ -42,4 +45,3 @@ class TTTBlock(TransformerBlock):
 
     def __init__(self, d_model: int, heads: int, hidden: int) -> None:
         super().__init__(d_model, TTTLinear(d_model, heads), SwiGLU(d_model, hidden))
-        self.apply(initialise)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from isobit.quant.zoo.selective_scan import SelectiveScan
-from isobit.quant.zoo.vision import Depthwise, Grid, Mlp, PatchEmbed, initialise
+from isobit.quant.zoo.vision import Depthwise, Grid, Mlp, PatchEmbed
 
 
 def transposed(tokens: Tensor, grid: Grid) -> Tensor:
@@ -30,8 +30,6 @@ class SS2D(nn.Module):
         self.scans = nn.ModuleList(SelectiveScan(d_inner, d_state) for _ in range(4))
         self.out_norm = nn.LayerNorm(d_inner)
         self.out_proj = nn.Linear(d_inner, d_model, bias=False)
-        for linear in (self.in_proj, self.out_proj):
-            initialise(linear)
 
     def forward(self, hidden: Tensor) -> Tensor:
         rows = functional.silu(self.conv2d(self.in_proj(hidden)))

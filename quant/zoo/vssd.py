@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from isobit.quant.zoo.blocks import log_uniform_step_bias
-from isobit.quant.zoo.vision import Depthwise, Grid, Mlp, PatchEmbed, initialise
+from isobit.quant.zoo.vision import Depthwise, Grid, Mlp, PatchEmbed
 
 DECAY_RATE_RANGE = (1.0, 16.0)
 """The decay rates exp(A_log) at initialisation, as in Mamba-2."""
@@ -82,7 +82,6 @@ class VSSD(nn.Module):
         self.patch_embed = PatchEmbed(channels, d_model, patch)
         self.blocks = nn.Sequential(*(VSSDBlock(d_model, grid, heads, d_state, d_conv) for _ in range(n_layers)))
         self.norm = nn.LayerNorm(d_model)
-        self.apply(initialise)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.norm(self.blocks(self.patch_embed(x)))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import textwrap
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 
 from isobit.quant.check import carry_name
 from isobit.quant.expr.interval import Interval
 from isobit.quant.expr.rewrite import high_products, tabulate
 from isobit.quant.expr.symbols import Traced
 from isobit.quant.ops import OPS
+from isobit.quant.ops.moves import Affine, Place
 from isobit.quant.program import TensorType, container, word
 from isobit.targets.c.expression import RESERVED, Lines, expression, is_simple, literal, operations, unwrap
 from isobit.targets.nest import (
@@ -220,12 +222,18 @@ class KernelPrinter:
         """What `step` passes."""
         return [*(["state"] if self.uses_state else []), *map(identifier, [*self.read, *self.write])]
 
+    def _globals(self) -> set[str]:
+        """What the file declares outside of functions, beside tables and scalar functions."""
+        program = identifier(self.nest.program.name)
+        kernels = {f"{program}_{identifier(k.name)}" for k in self.nest.kernels}
+        return kernels | {f"{program}_{part}" for part in ("state", "reset", "step", "sequence")}
+
     def _local_names(self) -> dict[str, str]:
         """Short names for scalars: the role within the layer, or the layer's last name and the role."""
         layer_of = {n.output: n.loc for n in self.kernel.group.nodes}
         layer_of |= {n.state or carry_name(n): n.loc for n in self.kernel.group.nodes if n.spec.readout}
         stored = {identifier(v) for v in (*self.kernel.reads, *self.kernel.writes)}
-        taken = {"state"} | RESERVED | stored | self.functions.names()
+        taken = {"state"} | RESERVED | stored | self.functions.names() | self._globals()
         roles = Counter(value.removeprefix(f"{loc}.") for value, loc in layer_of.items())
         names: dict[str, str] = {}
         for value, loc in layer_of.items():
@@ -258,13 +266,22 @@ class KernelPrinter:
             "",
         ]
 
+    def _place(self, place: Place) -> Place:
+        """An index, its labels renamed where an array of the program has the same name."""
+        if isinstance(place, Affine):
+            return replace(place, terms=tuple((self._index(k), c) for k, c in place.terms))
+        return self._index(place) if isinstance(place, str) else place
+
+    def _index(self, label: str) -> str:
+        return f"{label}_index" if label in self.functions.values else label
+
     def _parameter(self, value: str) -> str:
         t = self.nest.type(value)
         return f"{element_type(t)} {identifier(value)}{dims(t)}"
 
     def _element(self, e: Element) -> str:
         base = f"state->{identifier(e.value)}" if e.value in self.nest.program.state else identifier(e.value)
-        places = (self._operand(i) if isinstance(i, Element | Local) else str(i) for i in e.indices)
+        places = (self._operand(i) if isinstance(i, Element | Local) else str(self._place(i)) for i in e.indices)
         return base + ("".join(f"[{p}]" for p in places) or "[0]")
 
     def _operand(self, o: Operand) -> str:
@@ -290,7 +307,8 @@ class KernelPrinter:
         for s in statements:
             match s:
                 case Loop():
-                    yield f"{pad}for (int32_t {s.index} = 0; {s.index} < {s.extent}; {s.index}++) {{"
+                    k = self._index(s.index)
+                    yield f"{pad}for (int32_t {k} = 0; {k} < {s.extent}; {k}++) {{"
                     yield from self._statements(s.body, pad + "  ")
                     yield pad + "}"
                 case Accumulator():
@@ -308,7 +326,8 @@ class KernelPrinter:
                 case Store():
                     yield f"{pad}{self._element(s.to)} = {self._stored(s)};"
                 case Tap():
-                    yield f"{pad}ISOBIT_TAP({s.number}, {s.position}, {self._operand(s.operand)});"
+                    position = replace(s, indices=tuple(map(self._place, s.indices))).position
+                    yield f"{pad}ISOBIT_TAP({s.number}, {position}, {self._operand(s.operand)});"
 
     def _start(self, s: Accumulator) -> str:
         if isinstance(s.start, Literal):

@@ -33,7 +33,7 @@ def start(artifact: Artifact, scratch: Path, traced: bool) -> Session:
     name = identifier(artifact.program.name)
     (scratch / "harness.c").write_text(harness(artifact.program))
     command: list[str | Path] = [
-        gcc, *WARNINGS, *SANITIZERS, "-O1", *(["-DISOBIT_TRACE"] if traced else []),
+        gcc, *WARNINGS, *SANITIZERS, "-Og", *(["-DISOBIT_TRACE"] if traced else []),
         "-I", artifact.folder, "-I", RUNTIME / "include",
         artifact.folder / f"{name}.c", scratch / "harness.c", RUNTIME / "host" / "host_io.c", "-o", scratch / "harness",
     ]  # fmt: skip

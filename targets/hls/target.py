@@ -38,7 +38,7 @@ def start(artifact: Artifact, scratch: Path, traced: bool) -> HlsSession:
     source.write_text(runner(package.unit, package.name), encoding="utf-8", newline="\n")
     command: list[str | Path] = [
         toolchain.find("g++", INSTALL),
-        *("-std=c++14", "-O1", *WARNINGS, *SANITIZERS, *(["-DISOBIT_TRACE"] if traced else [])),
+        *("-std=c++14", "-Og", *WARNINGS, *SANITIZERS, *(["-DISOBIT_TRACE"] if traced else [])),
         *(f"-I{folder}" for folder in (artifact.folder, artifact.folder / "csim")),
         *(artifact.folder / f"{package.name}.cpp", source, "-o", binary),
     ]

@@ -87,9 +87,10 @@ ARM: Final = Toolchain(
 
 
 def _arm(name: str, core: str, cpu: str, abi: str, machine: str, flash: Region, ram: Region) -> Board:
-    """A board with an Arm core; `abi` is gcc's -mfloat-abi."""
+    """A board with an Arm core; `abi` is gcc's -mfloat-abi.  A quarter of its RAM is stack, at most 512 KiB."""
     flags = (f"-mcpu={cpu}", "-mthumb", f"-mfloat-abi={abi}")
-    return Board(name, core, ARM, flags, machine, (), flash, ram, 64 * KIB, "startup_arm.c", "arm.ld")
+    stack = min(ram.size // 4, 512 * KIB)
+    return Board(name, core, ARM, flags, machine, (), flash, ram, stack, "startup_arm.c", "arm.ld")
 
 
 # Floating-point units are left off (soft ABI; on the M55, +nofp keeps integer Helium), so that a float that

@@ -16,7 +16,7 @@ from isobit.targets.mcu.boards import BOARDS, Board, Firmware
 from isobit.targets.mcu.boards import build as build_firmware
 from isobit.targets.mcu.qemu import Memory, measure, run_elf
 from isobit.targets.nest import identifier, nest
-from isobit.targets.target import Artifact, Options, Run
+from isobit.targets.target import Artifact, NotHere, Options, Run
 
 DEFAULT_BOARD = "m4"
 FORBIDDEN = re.compile(r"__aeabi_[fd]|^malloc$|^free$|printf$")
@@ -52,6 +52,8 @@ def start(artifact: Artifact, scratch: Path, traced: bool) -> Session:
     firmware = build_firmware(board, [artifact.folder / f"{name}.c", main], scratch / "firmware", flags)
     _refuse_forbidden_symbols(board, firmware)
     step = measure(board, firmware.elf, firmware.call_graphs, root=f"{name}_step")
+    if step.stack > board.stack_size:
+        raise NotHere(f"one step needs {step.stack:,} B of stack, board {board.name} has {board.stack_size:,} B")
     return Session(artifact, scratch, board, firmware, step)
 
 

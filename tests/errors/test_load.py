@@ -14,7 +14,7 @@ import onnx
 import pytest
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
-from isobit.export.onnx.emit import emit, serialized, to_bytes
+from isobit.export.onnx.emit import FORMAT_VERSION, emit, serialized, to_bytes
 from isobit.export.onnx.load import load, save
 from isobit.quant.errors import InputError
 from isobit.quant.ops import OPS
@@ -282,7 +282,7 @@ def test_documentation_may_differ() -> None:
 
 @pytest.mark.parametrize("version", ["1", "", "\x00"])
 def test_an_unknown_version(version: str) -> None:
-    with pytest.raises(InputError, match="expected format version 2, got"):
+    with pytest.raises(InputError, match=f"expected format version {FORMAT_VERSION}, got"):
         load(edited(set_metadata("isobit.version", version)))
 
 

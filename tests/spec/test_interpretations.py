@@ -1,7 +1,13 @@
-"""One definition, many interpretations: each primitive means the same on ints, arrays, tensors, z3 terms and graphs."""
+"""One definition, many interpretations: ints, intervals, arrays, tensors, z3 terms and graphs agree.
+
+For each primitive of the language, and for each definition of each op.
+"""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -9,11 +15,13 @@ import pytest
 import torch
 import z3
 
+from isobit.quant.check import loop_parameters
 from isobit.quant.expr.interval import Interval
 from isobit.quant.expr.prove import term_width
 from isobit.quant.expr.symbols import Traced, trace
 from isobit.quant.ops import OPS, Structure
-from isobit.quant.program import Array, Node, Program, int_type
+from isobit.quant.program import Array, IntType, Node, Program, int_type
+from isobit.quant.vectors import case_program, random_values
 from tests.primitives import primitive_programs, primitive_vectors
 
 OPERATORS, PROGRAMS = primitive_programs()
@@ -69,14 +77,79 @@ def test_intervals_hold_and_sampled_z3_terms_equal_ints(program: Program, node: 
         assert value == expected
 
 
-@pytest.mark.parametrize("op", OPS)
-def test_ops_on_intervals_hold_their_values(op: str) -> None:
-    define, case = OPS[op].define, OPS[op].cases[0]
+Definition = tuple[Callable[..., Any], list[IntType], dict[str, int]]
+
+
+def definitions() -> dict[str, Definition]:
+    """Every definition of every op at every case: function, element types of its operands, parameters."""
+    found: dict[str, Definition] = {}
+    for name, op in OPS.items():
+        for i, case in enumerate(op.cases):
+            types = [int_type(e.removeprefix("=")) for e in case.operands]
+            if op.structure is Structure.GATHER:
+                types = types[1:]
+            own = loop_parameters(case_program(name, case).nodes[0])
+            params = {k: v for k, v in case.params.items() if k not in own}
+            held = [int_type(case.state or "i16")] if op.structure is Structure.RECURRENCE else []
+            asked = len(types) - op.queries
+            terms = len(signature(op.define).parameters) - len(params)
+            found[f"{name}.{i}"] = op.define, [*held, *types[:asked]][:terms], params
+            if op.readout:
+                found[f"{name}.{i}.readout"] = op.readout, [*held, *types[asked:]], {}
+    return found
+
+
+DEFINITIONS = definitions()
+each_definition = pytest.mark.parametrize("name", DEFINITIONS)
+
+
+def test_no_definition_is_left_out() -> None:
+    assert {name.split(".")[0] for name in DEFINITIONS} == set(OPS)
+    for define, types, params in DEFINITIONS.values():
+        assert len(signature(define).parameters) == len(types) + len(params)
+
+
+def drawn(types: list[IntType], count: int) -> list[Array]:
+    """Random values and edges of each type; of functions of one 8-bit operand, all."""
+    if len(types) == 1 and types[0].bits <= 8:
+        return [np.arange(types[0].range.lo, types[0].range.hi + 1)]
     rng = np.random.default_rng(0)
-    params = {k: v for k, v in case.params.items() if k != "acc"}
-    elems = ([case.state] if OPS[op].structure is Structure.RECURRENCE else []) + [o.strip("=") for o in case.operands]
-    ranges = [int_type(e).range for e in elems][: define.__code__.co_argcount]
-    ends = [sorted(int(v) for v in rng.integers(r.lo, r.hi, 2, endpoint=True)) for r in ranges]
+    return [random_values(t, (count,), rng) for t in types]
+
+
+@each_definition
+def test_definitions_on_numpy_torch_and_graph_equal_ints(name: str) -> None:
+    define, types, params = DEFINITIONS[name]
+    values = drawn(types, 4000)
+    graph = trace(define, [t.range for t in types], params)
+    expected = [int(define(*(int(v) for v in row), **params)) for row in zip(*values, strict=True)]
+
+    def listed(x: Any) -> list[int]:
+        return [int(v) for v in np.broadcast_to(np.asarray(x), (len(expected),))]
+
+    assert listed(define(*values, **params)) == expected
+    assert listed(define(*(torch.from_numpy(v) for v in values), **params)) == expected
+    assert listed(graph.evaluate(*values)) == expected
+    assert graph.range.lo <= min(expected)
+    assert max(expected) <= graph.range.hi
+
+
+@each_definition
+def test_definitions_on_z3_terms_equal_ints(name: str) -> None:
+    define, types, params = DEFINITIONS[name]
+    graph = trace(define, [t.range for t in types], params)
+    width = term_width(graph.nodes, {n.number: n.range for n in graph.nodes})
+    for row in itertools.islice(zip(*drawn(types, 8), strict=True), 8):
+        term = graph.evaluate(*(z3.BitVecVal(int(v), width) for v in row))
+        value = z3.simplify(term).as_signed_long() if isinstance(term, z3.BitVecRef) else int(term)
+        assert value == int(define(*(int(v) for v in row), **params))
+
+
+@each_definition
+def test_definitions_on_intervals_hold_their_values(name: str) -> None:
+    define, types, params = DEFINITIONS[name]
+    rng = np.random.default_rng(0)
+    ends = [sorted(int(v) for v in rng.integers(t.range.lo, t.range.hi, 2, endpoint=True)) for t in types]
     known = define(*(Interval(*e) for e in ends), **params)
     for _ in range(200):
         assert int(define(*(int(rng.integers(e[0], e[1] + 1)) for e in ends), **params)) in known

@@ -295,20 +295,21 @@ def test_lif_charges_fires_and_resets() -> None:
 def test_ttt_linear_descends_the_gradient_that_autograd_finds() -> None:
     q, k, v = (normal(B, T, H, K, seed=seed) for seed in range(3))
     eta, weight, bias = unit(B, T, H, seed=3), normal(H, K, seed=4), normal(H, K, seed=5)
+    start = normal(H, K, K, seed=6)
     expected = torch.zeros_like(v)
     for i, h in np.ndindex(B, H):
 
         def inner(x: Tensor, w: Tensor, h: int = h) -> Tensor:
             return x + torch.nn.functional.layer_norm(w @ x, (K,), weight[h], bias[h], INNER_NORM_EPS)
 
-        w = torch.zeros(K, K, dtype=torch.float64)
+        w = start[h]
         for t in range(T):
-            w = w.requires_grad_()
+            w = w.detach().requires_grad_()
             loss = (inner(k[i, t, h], w) - v[i, t, h]).square().sum() / 2
             (slope,) = torch.autograd.grad(loss, w)
             w = w.detach() - eta[i, t, h] * slope
             expected[i, t, h] = inner(q[i, t, h], w)
-    close(nn.ttt_linear(q, k, v, eta, weight, bias), expected)
+    close(nn.ttt_linear(q, k, v, eta, weight, bias, start), expected)
 
 
 ARGUMENTS: dict[str, list[Argument]] = {
@@ -321,7 +322,13 @@ ARGUMENTS: dict[str, list[Argument]] = {
     "generalized_delta_recurrence": [
         *(normal(B, 3, H, size, seed=seed) for seed, size in enumerate((K, K, K, V, K, K)))
     ],
-    "ttt_linear": [*(normal(B, 3, 2, K, seed=seed) for seed in range(3)), unit(B, 3, 2), normal(2, K), normal(2, K)],
+    "ttt_linear": [
+        *(normal(B, 3, 1, K, seed=seed) for seed in range(3)),
+        unit(B, 3, 1),
+        normal(1, K),
+        normal(1, K),
+        normal(1, K, K),
+    ],  # fmt: skip
     "wkv4": [normal(B, 3, C), normal(B, 3, C, seed=1), normal(C).exp(), normal(C)],
     "slstm": [*(normal(B, 3, 2, K, seed=seed) for seed in range(4)), normal(4, 2, K, K)],
     "mlstm": [*heads(3), normal(B, 3, H), normal(B, 3, H, seed=1)],

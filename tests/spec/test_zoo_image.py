@@ -386,7 +386,7 @@ def test_ttt_descends_the_gradient() -> None:
     y = torch.zeros_like(v)
     for head in range(2):
         scale, bias = mixer.ttt_norm_weight[head], mixer.ttt_norm_bias[head]
-        weight = torch.zeros(3, 3, dtype=torch.float64)
+        weight = mixer.W1[head].detach()
         for t in range(5):
 
             def model(x: Tensor, weight: Tensor, scale: Tensor = scale, bias: Tensor = bias) -> Tensor:

@@ -1,0 +1,172 @@
+"""The zoo's families: exact on every target at W8A8, and how far their integers are from the float model.
+
+A family is measured at two sizes, tiny and odd.  The signal is standard normal noise: SEQUENCES sequences of STEPS
+steps, or as many pixels of images; the scales come from as much other noise.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TypedDict
+
+import numpy as np
+
+from isobit.quant.calibrate.observe import check_samples
+from isobit.quant.capture.graph import Floats
+from isobit.quant.errors import IsobitError
+from isobit.quant.program import Arrays
+from isobit.quant.quantize import Quantized, agreement, layer_snr, program_inputs, quantize
+from isobit.quant.vectors import Vectors, golden
+from isobit.quant.zoo.families import FAMILIES
+from isobit.quant.zoo.family import Shape
+from isobit.targets.target import TARGETS
+from isobit.targets.verify import EXACT, MISMATCH, NOT_RUN, REFUSED, Row, verify
+
+STORED = Path(__file__).with_name("families.json")
+"""The Table that `make status` measured last."""
+
+SIZES = ("tiny", "odd")
+SEQUENCES, STEPS, SEEDS = 8, 256, (0, 1, 2)
+
+BARS: Mapping[str, float] = {"w8a8": 15.0, "w8a16": 32.0}
+"""Least signal-to-noise ratio in dB, over all outputs, by recipe."""
+
+CALIBRATION = 1000
+"""What is added to a seed for the noise that the scales come from."""
+
+GOLDEN_STEPS = 8
+"""Of a sequence's golden vectors; an image is one step and has a quarter of them."""
+
+
+class Figures(TypedDict):
+    """snr: of all outputs in dB, decisions as the float model makes them; agreement: the share of equal decisions."""
+
+    snr: float
+    agreement: float | None
+
+
+class Cell(TypedDict):
+    status: str
+    reason: str
+
+
+class Entry(TypedDict):
+    """By target, and by recipe: the least of each figure over SEEDS."""
+
+    targets: dict[str, Cell]
+    fidelity: dict[str, Figures]
+
+
+Table = dict[str, dict[str, Entry]]
+"""family -> size -> what was measured."""
+
+
+def shape_of(family: str, size: str) -> Shape:
+    return FAMILIES[family].sizes()[SIZES.index(size)][1]
+
+
+def noise(shape: Shape, seed: int, steps: int = STEPS) -> Floats:
+    """N(0, 1) in float32's values: (SEQUENCES, steps, channels), or images of SEQUENCES * steps pixels, 8 at least."""
+    dims = tuple(int(d) for d in shape if d != "T")
+    timed = dims != shape
+    full = (SEQUENCES, steps, *dims) if timed else (SEQUENCES * max(1, steps // (dims[1] * dims[2])), *dims)
+    return np.random.default_rng(seed).normal(size=full).astype(np.float32).astype(np.float64)
+
+
+def slug(family: str) -> str:
+    """A family's name in generated code."""
+    return re.sub(r"[^a-z0-9]+", "_", family.lower())
+
+
+def quantized(family: str, size: str, recipe: str = "w8a8", seed: int = 0, steps: int = STEPS) -> Quantized:
+    """The model of the zoo, with the weights that torch draws after `seed`, as integers."""
+    import torch
+
+    make, shape = FAMILIES[family].sizes()[SIZES.index(size)]
+    torch.manual_seed(seed)
+    return quantize(make().eval(), noise(shape, seed + CALIBRATION, steps), recipe, name=slug(family))
+
+
+def fidelity(made: Quantized, shape: Shape, seed: int = 0, steps: int = STEPS) -> Figures:
+    """The integers against the float model, on noise that the scales do not come from."""
+    x = check_samples(noise(shape, seed, steps), made.graph, "noise")
+    return {
+        "snr": layer_snr(made.program, made.graph, x, forced=True)["y"],
+        "agreement": agreement(made.program, made.graph, x),
+    }
+
+
+def worst(family: str, size: str, recipe: str) -> Figures:
+    """The least of each figure over SEEDS, rounded."""
+    found = [fidelity(quantized(family, size, recipe, seed), shape_of(family, size), seed) for seed in SEEDS]
+    shares = [f["agreement"] for f in found if f["agreement"] is not None]
+    return {"snr": round(min(f["snr"] for f in found), 1), "agreement": round(min(shares), 4) if shares else None}
+
+
+def real_input(made: Quantized, shape: Shape) -> Arrays:
+    """One sequence of noise, or one image, as the Program's integers."""
+    return program_inputs(made.program, check_samples(noise(shape, 0, GOLDEN_STEPS)[:1], made.graph, "noise"))
+
+
+def golden_steps(shape: Shape) -> int:
+    return GOLDEN_STEPS if "T" in shape else GOLDEN_STEPS // 4
+
+
+def measure(progress: Callable[[str], None] = lambda _: None) -> Table:
+    """Both sizes of every family: verified on every target, and compared with the float model."""
+    return {family: {size: _measure(family, size, progress) for size in SIZES} for family in FAMILIES}
+
+
+def _measure(family: str, size: str, progress: Callable[[str], None]) -> Entry:
+    progress(f"{family}, {size}: quantize")
+    made, shape = quantized(family, size), shape_of(family, size)
+    vectors = list(golden(made.program, real_input(made, shape), golden_steps(shape)))
+    targets = dict[str, Cell]()
+    for name in TARGETS:
+        progress(f"{family}, {size}, on {name}")
+        targets[name] = _verified(made, name, vectors)
+    progress(f"{family}, {size}, against float")
+    return {"targets": targets, "fidelity": {recipe: worst(family, size, recipe) for recipe in BARS}}
+
+
+def _verified(made: Quantized, target: str, vectors: Sequence[Vectors]) -> Cell:
+    try:
+        (row,) = verify(made.program, [target], vectors).rows
+    except IsobitError as e:
+        row = Row(target, REFUSED, reason=str(e))
+    return {"status": row.status, "reason": row.reason}
+
+
+NUMBERS = (*(f"{recipe}, dB" for recipe in BARS), "decisions")
+COLUMNS = ("family", *NUMBERS, *TARGETS)
+
+
+def cells(table: Table) -> Iterator[list[str]]:
+    """Rows of COLUMNS as text: the worse of both sizes."""
+    for family, sizes in table.items():
+        entries = list(sizes.values())
+        ratios = [f"{min(e['fidelity'][recipe]['snr'] for e in entries):.1f}" for recipe in BARS]
+        shares = [f["agreement"] for e in entries if (f := e["fidelity"]["w8a8"])["agreement"] is not None]
+        agreed = f"{100 * min(shares):.1f} %" if shares else ""
+        yield [family, *ratios, agreed, *(_cell([e["targets"][name] for e in entries]) for name in TARGETS)]
+
+
+def _cell(found: Sequence[Cell]) -> str:
+    gravity = (MISMATCH, REFUSED, NOT_RUN, EXACT)
+    shown = min(found, key=lambda c: gravity.index(c["status"]))
+    return shown["status"] if shown["status"] == EXACT else f"{shown['status']}: {shown['reason']}"
+
+
+def markdown(table: Table) -> str:
+    """The table for README.md."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in cells(table))]) + "\n"
+
+
+def load() -> Table:
+    """The stored Table."""
+    table: Table = json.loads(STORED.read_text())
+    return table
