@@ -81,8 +81,8 @@ class StateFacts:
     """The state of one node that carries a certificate, as far as it is a recurrence's.
 
     elements: of the state; certified: those that its limits never touch, for t_max steps where that is not None.
-    step: the value that joins the decay and the drive.  bits: what holds the bound of any element.  interval_bits: of the
-    bound by intervals alone, the slowest decay with the largest drive.  saved: the difference, a mean over elements.
+    step: the value that joins the decay and the drive.  bits: what holds the bound of any element.  interval_bits: what
+    would hold it by intervals alone, the slowest decay with the largest drive.  saved: the difference, a mean.
     """
 
     node: str

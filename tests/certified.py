@@ -14,7 +14,7 @@ from tests.models import Builder
 
 WIDE = {"lo": -(1 << 30) + 1, "hi": (1 << 30) - 1, "acc": 64}
 INT16 = {"lo": -32767, "hi": 32767}
-RATES = [[40, 90, 700], [11, 2000, 5]]
+RATES = [[40, 90, 700], [25, 2000, 60]]
 
 Inputs = Mapping[str, tuple[tuple[int, ...], str]]
 
@@ -37,12 +37,24 @@ def selective(**limits: int) -> Program:
     """A state (2, 3): the step's code, u7, settles the decay and, times u, the drive."""
     b = Builder("selective", 0)
     decay = b.node("decay", "tc,cn->tcn", ["dt", _fixed(b, "rate", RATES, "u11")], "ssm.decay", s=6)
-    v = b.node("multiply", "tc,tc->tc", ["dt", "u"], "ssm.v", m=1, s=2, **INT16)
-    params = {"up": 9, **WIDE, **limits}
-    state = b.state("state", (2, 3), "i31")
+    v = b.node("multiply", "tc,tc->tc", ["dt", "u"], "ssm.v", None, m=1, s=2, **INT16)
+    state, params = b.state("state", (2, 3), "i31"), {"up": 9, **WIDE, **limits}
     o = b.node("linear_recurrence", "tcn,tc,tn,tn->tc|cn", [decay, v, "k", "q"], "ssm.o", state, **params)
-    step, key = {name: ((2,), elem) for name, elem in (("dt", "u7"), ("u", "i8"))}, {k: ((3,), "i4") for k in "kq"}
-    return _certified(b, step | key, o)
+    inputs = {"dt": ((2,), "u7"), "u": ((2,), "i8"), "k": ((3,), "i4"), "q": ((3,), "i4")}
+    return _certified(b, inputs, o)
+
+
+def crossed() -> Program:
+    """A state (2, 2) whose rows fade, and whose columns are driven, by the same two values.
+
+    One code settles both on the diagonal only.
+    """
+    b = Builder("crossed", 0)
+    decay = b.node("decay", "tc,c->tc", ["s", _fixed(b, "rate", [40, 40], "u11")], "cross.decay", s=6)
+    v = b.node("requantize", "tn->tn", ["s"], "cross.v", None, m=200, s=1, **INT16)
+    state = b.state("state", (2, 2), "i31")
+    y = b.node("diagonal_recurrence", "tc,tn->tcn|cn", [decay, v], "cross.y", state, up=9, **WIDE)
+    return _certified(b, {"s": ((2,), "u7")}, y)
 
 
 def gated() -> Program:
@@ -64,11 +76,10 @@ def constant_decay() -> Program:
 
 
 def convex_and_sums() -> Program:
-    """A convex gate, a sum for seven steps, a count, a ring, and a potential that leaks and is reset."""
+    """A convex gate, a sum for seven steps, a count, a delay, a potential that leaks and one that does not."""
     b = Builder("mixed", 0)
-    convex = b.node(
-        "convex_recurrence", "tc,tc->tc|c", ["z", "c"], "convex.y", b.state("h", (2,), "i16"), acc=32, **INT16
-    )
+    h = b.state("h", (2,), "i16")
+    convex = b.node("convex_recurrence", "tc,tc->tc|c", ["z", "c"], "convex.y", h, acc=32, **INT16)
     limits = {"lo": -7 * 8192, "hi": 7 * 8192}
     total = b.node("running_sum", "tc->tc|c", ["c"], "sum.y", b.state("sum", (2,), "i17"), acc=32, **limits)
     count = b.node("step_count", "->t|", [], "sum.count", b.state("count", (), "u3"), acc=32, t_max=7)
@@ -78,6 +89,9 @@ def convex_and_sums() -> Program:
     spike = b.node("at_most", "tc->tc", [leaked], "lif.below", threshold=9000)
     reset = b.node("multiply", "tc,tc->tc", [leaked, spike], "lif.reset", None, m=2, s=1, **INT16)
     b.node("hold", "tc->tc|c", [reset], "lif.held", leaks, acc=32)
+    full = b.state("full", (2,), "i16")
+    filled = b.node("add", "tc,tc->tc", [full, "c"], "sat.filled", None, ma=2, mb=2, s=1, **INT16)
+    b.node("hold", "tc->tc|c", [filled], "sat.held", full, acc=32)
     return _certified(b, {"z": ((2,), "u15"), "c": ((2,), "i14")}, convex, total, count, last)
 
 
@@ -90,9 +104,8 @@ def turning() -> Program:
     limits = {"lo": -(1 << 29) + 1, "hi": (1 << 29) - 1}
     new = b.node("rotate_and_add", "tcn,cn,tcn,cn,tc->tcn", [re, p, im, q, "e"], "re.y", None, mu=777, s=14, **limits)
     other = b.node("rotate", "tcn,cn,tcn,cn->tcn", [im, p, re, r], "im.y", None, s=14, **limits)
-    held = [
-        b.node("hold", "tcn->tcn|cn", [y], f"{k}.held", s, acc=32) for k, y, s in (("re", new, re), ("im", other, im))
-    ]
+    parts = (("re", new, re), ("im", other, im))
+    held = [b.node("hold", "tcn->tcn|cn", [y], f"{part}.held", state, acc=32) for part, y, state in parts]
     return _certified(b, {"e": ((2,), "i12")}, *held)
 
 

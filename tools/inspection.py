@@ -1,4 +1,4 @@
-"""`isobit inspect`: what a program holds, and with data where it loses accuracy."""
+"""`isobit inspect` and `certify`: what a program holds, where it loses accuracy, and what bounds its states."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import math
 from pathlib import Path
 
 from isobit.export.onnx.load import load
+from isobit.quant.certificates.recheck import recheck
 from isobit.quant.errors import InputError
 from isobit.quant.facts import NodeFacts, StateFacts, node_facts, state_facts, totals
 from isobit.quant.program import Program
-from isobit.quant.certificates.recheck import recheck
 from isobit.tools import show
 from isobit.tools.data import only_input, read_arrays, takes_identifiers, to_integers
 
 COLUMNS = ("layer", "op", "value", "bits", "widest", "MACs", "weights", "state")
 STATE_COLUMNS = ("layer", "op", "width", "bound", "joint in", "bits", "by intervals", "saved")
-STATE_LEGEND = "recurrent states; bits of the bound, of the bound by intervals alone, and of the difference (mean)"
+STATE_LEGEND = "recurrent states with the bits of their bound, of one by intervals alone, and saved (mean)"
 LEGEND = "bits needed/stored; widest intermediate in bits; MACs per step; weights and state in bytes"
 
 
@@ -54,7 +54,7 @@ def certify_command(program: Path, as_json: bool) -> None:
         held = [vars(s) | {"verdict": s.verdict} for s in states]
         show.print_json({"program": p.name, "digest": p.digest, "hold": len(p.certificates), "states": held})
         return
-    title = f"{p.name}: {len(p.certificates)} certificates hold, of these {len(states)} of {STATE_LEGEND}"
+    title = f"{p.name}: {len(p.certificates)} certificates hold; {STATE_LEGEND}"
     show.print_table(title, STATE_COLUMNS, [_state_cells(s) for s in states], right=STATE_COLUMNS[5:])
 
 

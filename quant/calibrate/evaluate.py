@@ -87,7 +87,7 @@ def _read_back(graph: Graph, n: GraphNode, now: dict[str, Floats], memory: Memor
     if source not in memory:
         return np.zeros(shape)
     repeated = np.repeat(key[:, 0], memory[source].shape[1] // key.shape[2], axis=1)
-    return np.einsum("bhvk,bhk->bhv", memory[source], repeated).reshape(shape)
+    return np.asarray(np.einsum("bhvk,bhk->bhv", memory[source], repeated)).reshape(shape)
 
 
 def _ignore(name: str, array: Floats) -> None:
@@ -153,7 +153,7 @@ def _count(n: GraphNode, steps: int, memory: Memory) -> Floats:
     """1, 2, ... for the steps of this call, (T,)."""
     before = float(memory.get(n.output, np.zeros(1))[0])
     memory[n.output] = np.array([before + steps])
-    return before + 1 + np.arange(steps)
+    return np.arange(before + 1, before + steps + 1, dtype=np.float64)
 
 
 def _rotation(n: GraphNode, args: list[Floats], memory: Memory, probe: Probe) -> Floats:

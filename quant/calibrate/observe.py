@@ -56,7 +56,7 @@ def check_array(x: npt.ArrayLike, source: str) -> Floats:
     if array.ndim == 2 and not np.issubdtype(array.dtype, np.integer):
         raise InputError(
             f"{source}: expected shape (samples, time, channels), got {array.shape}; "
-            "add the axis of samples with x[None]"
+            "add the axis of samples with x[None], or give identifiers as integers, (samples, time)"
         )
     if array.ndim not in (2, 3, 4):
         raise InputError(

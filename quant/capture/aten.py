@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx
 
-from isobit.quant.capture import composite, loops, torch_cells
+from isobit.quant.capture import composite, loops, products, time_last, torch_cells
 from isobit.quant.capture.graph import Dims
 
 if TYPE_CHECKING:
@@ -213,25 +213,10 @@ def _numbers(c: Capture, n: fx.Node) -> list[bool]:
     return [not c.is_value(a) for a in n.args[:2]]
 
 
-def _fitting(c: Capture, n: fx.Node, x: str, parameter: str) -> str:
-    """A parameter that broadcasts along the dims of x and makes no other shape of it."""
-    array = c.parameters[parameter]
-    dims = c.dims[x]
-    lead = 2 if c.timed else 1
-    if array.ndim > len(dims):
-        if array.shape[: array.ndim - len(dims)] != (1,) * (array.ndim - len(dims)) or array.ndim > len(dims) + lead:
-            raise c.error(n, f"{n.target} of {dims} and a parameter of shape {array.shape}")
-        array = array.reshape(array.shape[array.ndim - len(dims) :])
-        parameter = c.enter(f"{parameter}[0]", torch.from_numpy(array))
-    if any(p not in (1, d) for p, d in zip(reversed(array.shape), reversed(dims), strict=False)):
-        raise c.error(n, f"{n.target} with a parameter of shape {array.shape}, expected one that broadcasts to {dims}")
-    return parameter
-
-
 def _with_parameter(c: Capture, n: fx.Node, op: str, role: str) -> None:
     known = _numbers(c, n)
     x = c.value(n, known.index(False))
-    c.emit(n, op, (x, _fitting(c, n, x, c.parameter(n, known.index(True)))), role)
+    c.emit(n, op, products.fitting(c, n, x, c.parameter(n, known.index(True))), role)
 
 
 def _mul(c: Capture, n: fx.Node) -> None:
@@ -270,13 +255,13 @@ def _sub(c: Capture, n: fx.Node) -> None:
         name = c.enter(f"-{name}", -torch.from_numpy(c.parameters[name]))
     else:
         x = _negated(c, n, x, c.dims[x])
-    c.emit(n, "offset", (x, _fitting(c, n, x, name)), "sub")
+    c.emit(n, "offset", products.fitting(c, n, x, name), "sub")
 
 
 def _reverse_sub(c: Capture, n: fx.Node) -> None:
     """parameter - x."""
     x = _negated(c, n, c.value(n, 0), c.dims[c.value(n, 0)])
-    c.emit(n, "offset", (x, _fitting(c, n, x, c.parameter(n, 1))), "sub")
+    c.emit(n, "offset", products.fitting(c, n, x, c.parameter(n, 1)), "sub")
 
 
 def _div(c: Capture, n: fx.Node) -> None:
@@ -287,7 +272,7 @@ def _div(c: Capture, n: fx.Node) -> None:
         return
     name, x = c.parameter(n, 1), c.value(n, 0)
     inverse = c.enter(f"1/{name}", 1 / torch.from_numpy(c.parameters[name]))
-    c.emit(n, "scale", (x, _fitting(c, n, x, inverse)), "scale")
+    c.emit(n, "scale", products.fitting(c, n, x, inverse), "scale")
 
 
 def _maximum(c: Capture, n: fx.Node) -> None:
@@ -317,14 +302,7 @@ def _expand(c: Capture, n: fx.Node) -> None:
     if all(str(user.target) in BROADCASTING for user in n.users):
         c.values[n] = x
         return
-    have = (1,) * (len(dims) - len(c.dims[x])) + c.dims[x]
-    if have != c.dims[x]:
-        x = c.add(n, "reshape", (x,), "reshape", have, {"dims": have})
-    for axis, (d, wanted) in enumerate(zip(have, dims, strict=True)):
-        if d != wanted:
-            have = (*have[:axis], wanted, *have[axis + 1 :])
-            x = c.add(n, "concat", (x,) * wanted, "repeat", have, {"axis": axis})
-    c.values[n] = x
+    c.values[n] = products.repeated(c, n, x, dims)
 
 
 def _permuted(c: Capture, n: fx.Node, order: list[int]) -> None:
@@ -497,18 +475,34 @@ def _pool(how: str) -> Rule:
         kernel = _pair(n.args[1])
         stride = _pair(n.args[2]) if len(n.args) > 2 and n.args[2] else kernel
         padding = _pair(n.args[3]) if len(n.args) > 3 else (0, 0)
+        if how == "max":
+            plain = _pair(c.argument(n, 4, "dilation", 1)) == (1, 1)
+        else:
+            plain = c.argument(n, 6, "divisor_override") is None
         channels, high, wide = c.dims[x]
-        if stride != kernel or padding != (0, 0) or high % kernel[0] or wide % kernel[1]:
+        if not plain or stride != kernel or padding != (0, 0) or high % kernel[0] or wide % kernel[1]:
             raise c.error(
                 n,
                 f"{n.target} of {high} x {wide} by {kernel}, stride {stride}, padding {padding}: expected windows that "
-                "do not overlap and cover the image; use a strided convolution",
+                "do not overlap and cover the image, without dilation or another divisor; use a strided convolution",
             )
         dims = (channels, high // kernel[0], kernel[0], wide // kernel[1], kernel[1])
         split = c.add(n, "reshape", (x,), "windows", dims, {"dims": dims})
         c.emit(n, "reduce", (split,), how, how=how, axes=(2, 4), keep=0)
 
     return rule
+
+
+def _converted(c: Capture, n: fx.Node) -> None:
+    """Nothing between float32 and float64, or between integers."""
+    source = n.args[0]
+    assert isinstance(source, fx.Node)
+    before, after = source.meta["val"].dtype, n.meta["val"].dtype
+    real = {before, after} <= {torch.float32, torch.float64}
+    whole = not any(t.is_floating_point or t.is_complex for t in (before, after))
+    if not (before == after or real or whole):
+        raise c.error(n, f"{n.target} from {before} to {after} is not supported, expected float32 or float64")
+    c.values[n] = c.value(n, 0)
 
 
 def _adaptive_avg_pool(c: Capture, n: fx.Node) -> None:
@@ -527,60 +521,6 @@ def _pixel_shuffle(c: Capture, n: fx.Node) -> None:
     x = c.add(n, "permute", (x,), "permute", moved, {"order": (0, 3, 1, 4, 2)})
     dims = c.shape(n)
     c.add(n, "reshape", (x,), "pixel_shuffle", dims, {"dims": dims})
-
-
-def _matmul(c: Capture, n: fx.Node) -> None:
-    if not c.is_value(n.args[1]):
-        weight = c.parameter(n, 1)
-        if c.parameters[weight].ndim != 2:
-            raise c.error(n, f"{n.target} with a parameter of shape {c.parameters[weight].shape}, expected a matrix")
-        transposed = c.enter(f"{weight}.T", torch.from_numpy(c.parameters[weight].T.copy()))
-        c.emit(n, "linear", (c.value(n, 0), transposed), contracted=1)
-        return
-    a, b = c.value(n, 0), c.value(n, 1)
-    rank = len(c.dims[a])
-    if rank < 2 or len(c.dims[b]) != rank or c.dims[a][: rank - 2] != c.dims[b][: rank - 2]:
-        raise c.error(n, f"{n.target} of {c.dims[a]} and {c.dims[b]}: expected equal ranks and leading axes")
-    batch = "hgef"[: rank - 2]
-    c.emit(n, "einsum", (a, b), "matmul", index=f"{batch}mk,{batch}kn->{batch}mn")
-
-
-def _einsum(c: Capture, n: fx.Node) -> None:
-    equation, operands = n.args[0], n.args[1]
-    assert isinstance(equation, str)
-    assert isinstance(operands, list | tuple)
-    given, _, output = equation.replace(" ", "").partition("->")
-    parts, lead = given.split(","), 2 if c.timed else 1
-    if len(parts) != 2 or "." in equation or not output:
-        raise c.error(n, f"einsum '{equation}': expected two operands, all axes named, and an output")
-    values = [(c.values[o], p) for o, p in zip(operands, parts, strict=True) if c.is_value(o)]
-    first = output[:lead]
-    if any(p[:lead] != first for _, p in values) or any(k in first for _, p in values for k in p[lead:]):
-        raise c.error(n, f"einsum '{equation}': batch and time must come first, and stay, in values and output")
-    if len(values) == 2:
-        (a, p), (b, q) = values
-        c.emit(n, "einsum", (a, b), "einsum", index=f"{p[lead:]},{q[lead:]}->{output[lead:]}")
-        return
-    position = next(i for i, o in enumerate(operands) if not c.is_value(o))
-    weight = operands[position]
-    assert isinstance(weight, fx.Node)
-    name = c.enter(*c.tensors[weight])
-    (x, p), w, out = values[0], parts[position], output[lead:]
-    p = p[lead:]
-    shared = "".join(k for k in p if k in w and k in out)
-    summed = "".join(k for k in p if k in w and k not in out)
-    new = "".join(k for k in w if k not in p)
-    kind = "linear" if not shared else "grouped_linear"
-    order = new + summed if not shared else shared + new + summed
-    fits = (
-        p.endswith(summed) and out == p[: len(p) - len(summed)] + new
-        if not shared
-        else (p == shared + summed and out == shared + new and len(shared) == len(new) == len(summed) == 1)
-    )
-    if not summed or not fits or any(k not in p for k in w if k not in new):
-        raise c.error(n, f"einsum '{equation}' with a parameter: expected one like a linear layer, or one per group")
-    tensor = torch.from_numpy(c.parameters[name]).permute([w.index(k) for k in order])
-    c.emit(n, kind, (x, c.enter(f"{name}.permuted", tensor)), contracted=len(summed))
 
 
 def _custom(op: str, operands: int, parameters: tuple[int, ...] = ()) -> Rule:
@@ -659,6 +599,7 @@ RULES: dict[str, Rule] = {
     "aten.maximum.default": _maximum,
     "aten.reshape.default": _reshape,
     "aten.view.default": _reshape,
+    "aten._unsafe_view.default": _reshape,
     "aten.flatten.using_ints": _reshape,
     "aten.unflatten.int": _reshape,
     "aten.unsqueeze.default": _reshape,
@@ -681,9 +622,11 @@ RULES: dict[str, Rule] = {
     "aten.avg_pool2d.default": _pool("mean"),
     "aten.max_pool2d.default": _pool("max"),
     "aten.adaptive_avg_pool2d.default": _adaptive_avg_pool,
+    "aten.to.dtype": _converted,
+    "aten.type_as.default": _converted,
     "aten.pixel_shuffle.default": _pixel_shuffle,
-    "aten.matmul.default": _matmul,
-    "aten.einsum.default": _einsum,
+    "aten.matmul.default": products.matmul,
+    "aten.einsum.default": products.einsum,
     "scan": loops.scan,
     "aten.lstm_cell.default": torch_cells.lstm_cell,
     "aten.gru_cell.default": torch_cells.gru_cell,
@@ -724,12 +667,17 @@ IDENTITIES = (
     "aten.contiguous.default",
     "aten.clone.default",
     "aten.alias.default",
-    "aten.to.dtype",
-    "aten.type_as.default",
 )
 """Operators that change nothing in eval mode."""
 
 ONE_STEP = ("isobit.l2norm.default", "isobit.heaviside.default", "isobit.top_k_mask.default")
 """Operators of isobit that look at one step only; all others run along time."""
 
-SUPPORTED = sorted({*RULES, *PARTS, *IDENTITIES} - {"getitem"})
+ALONG_POSITIONS = ("isobit.selective_recurrence.default", "isobit.causal_conv1d.default")
+"""Of those that run along time, the ones that may run along the positions of an image instead."""
+
+SUPPORTED = sorted(
+    {".".join(op.split(".")[:2]) for op in (*RULES, *PARTS, *IDENTITIES, *time_last.CONVOLUTIONS) if "._" not in op}
+    - {"getitem", "isobit.cell"}
+)
+"""What a message lists: operators by name, without those that only torch or isobit itself writes."""

@@ -68,7 +68,7 @@ def random_inputs(graph: Graph, lead: tuple[int, int], like: Floats | None = Non
 
 def disagreement(graph: Graph, module: nn.Module, x: Floats, source: str = "the calibration data") -> float:
     """max|graph - module| / max|module| on samples x, (B, T, *dims); above MAX_DISAGREEMENT it is an InputError."""
-    steps = getattr(module, "steps", None) if graph.timed else None
+    steps = module.steps if isinstance(module, ExportedModule) and graph.timed else None
     if steps is not None:
         x = np.take(x, np.arange(steps) % x.shape[1], axis=1)
     dtype = next((p.dtype for p in module.parameters()), torch.float32)
@@ -206,6 +206,9 @@ class Capture:
         if self._runs_along_time(op) and (self.one_step or moved):
             where = "of one step" if self.one_step else "whose axis 1 is not time"
             raise self.error(n, f"{op} on a value {where} is not supported: it runs along the time of (B, T, ...)")
+        if self._runs_along_time(op) and not (self.timed or self.one_step or op in aten.ALONG_POSITIONS):
+            taken = " and ".join(aten.ALONG_POSITIONS)
+            raise self.error(n, f"{op} in an image model is not supported: along positions only {taken} are")
         if self.timed and (final.take(self, n, op) or time_last.take(self, n, op)):
             return
         if op in aten.RULES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from torch.export import Dim, ExportedProgram, export
 
 from isobit.quant.capture.cells import whole_cells
 from isobit.quant.capture.constants import changes_an_operand, check_finite, check_tensor
-from isobit.quant.capture.rolled import CannotRoll, roll
+from isobit.quant.capture.rolled import FEWEST, CannotRoll, roll
 from isobit.quant.errors import InputError
 
 HOW_TO_GO_ON = (
@@ -20,7 +21,10 @@ HOW_TO_GO_ON = (
 )
 
 STEPS = (13, 11, 17, 19, 23, 29)
-"""Of the example: the first one of which no size of the model is a multiple, so that no other axis is as long as time."""
+"""Of the example: the first of which no size of the model is a multiple, so that no other axis is as long as time."""
+
+LONGEST = 32
+"""Steps over which a loop is unrolled that may be as long as the samples, and no longer."""
 
 ROLL = """write the loop over time as a step function, which has no fixed length:
     from torch._higher_order_ops.scan import scan
@@ -62,7 +66,8 @@ def export_module(module: nn.Module, shape: tuple[int, ...], ids: bool) -> Trace
         raise
     except Exception as e:
         failure = e
-    for fixed in (steps, shape[1]) if timed else ():
+    lengths = (shape[1], steps) if FEWEST <= shape[1] <= LONGEST and _is_unlike(module, shape, shape[1]) else (steps,)
+    for fixed in (*lengths, shape[1]) if timed else ():
         try:
             program = _export(module, _example(module, shape, ids, fixed), timed, fixed=True)
         except Exception:
@@ -86,7 +91,8 @@ def traced(program: ExportedProgram) -> Traced:
     Raises CannotRoll.
     """
     if any(changes_an_operand(n) and n.target is not torch.ops.aten.copy_.default for n in program.graph.nodes):
-        program = program.run_decompositions({})
+        with warnings.catch_warnings(category=FutureWarning, action="ignore"):
+            program = program.run_decompositions({})
     if changed := [*program.graph_signature.buffers_to_mutate.values(), *program.graph_signature.user_inputs_to_mutate]:
         raise InputError(
             f"the model changes {', '.join(map(str, changed))} as it runs: call model.eval() before the export, or "
@@ -105,8 +111,13 @@ def traced(program: ExportedProgram) -> Traced:
 
 
 def _steps(module: nn.Module, shape: tuple[int, ...]) -> int:
+    return next((t for t in STEPS if _is_unlike(module, shape, t)), STEPS[-1])
+
+
+def _is_unlike(module: nn.Module, shape: tuple[int, ...], steps: int) -> bool:
+    """Whether no other axis can have as many elements as time."""
     sizes = {*shape[2:], *(d for p in [*module.parameters(), *module.buffers()] for d in p.shape)}
-    return next((t for t in STEPS if all(d % t or d == 0 for d in sizes)), STEPS[-1])
+    return all(d % steps or d == 0 for d in sizes)
 
 
 def _example(module: nn.Module, shape: tuple[int, ...], ids: bool, steps: int) -> torch.Tensor:

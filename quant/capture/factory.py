@@ -96,7 +96,10 @@ def _load_path(path: Path, t_max: int | None, note: Callable[[str], object]) -> 
         return load_folder(path, t_max, note)
     from isobit.quant.capture.program_file import load_program
 
-    return load_program(path)
+    program = load_program(path)
+    if program.steps is not None:
+        note(f"{path}: exported for {program.steps} steps only; what it does there is taken for any number of steps")
+    return program
 
 
 def _family(spec: str) -> nn.Module:

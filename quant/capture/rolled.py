@@ -21,6 +21,7 @@ from isobit.quant.capture.constants import concrete
 from isobit.quant.capture.lines import user_line
 from isobit.quant.capture.unrolled import (
     Collected,
+    axis,
     collect_last,
     first,
     form,
@@ -143,7 +144,7 @@ class _Loop:
         if t and operand in places[t - 1]:
             return Before(places[t - 1][operand])
         if is_read(operand, self.steps):
-            return Read(first(operand), number(operand, 1), t + 1 - number(operand, 2) % self.steps)
+            return Read(first(operand), axis(operand), t + 1 - number(operand, 2) % self.steps)
         if any(operand in older for older in places[:t]):
             raise CannotRoll("a step reads further back than the step before it")
         return Same(operand)
@@ -155,7 +156,7 @@ class _Loop:
             return Now(block.index(row))
         if not is_read(row, self.steps):
             raise CannotRoll(f"{row.name} is not computed in the step that it is a result of")
-        return Read(first(row), number(row, 1), self.steps - 2 - number(row, 2) % self.steps)
+        return Read(first(row), axis(row), self.steps - 2 - number(row, 2) % self.steps)
 
     def starts(self, leaves: list[list[Leaf]]) -> dict[int, fx.Node]:
         """By the place of a carry, what the first step reads instead; nothing where that is another step."""
@@ -214,7 +215,7 @@ def _roll(graph: fx.Graph, bodies: dict[str, fx.Graph], loop: _Loop) -> None:
 
 
 def _step(read: Read, loop: _Loop) -> fx.Node:
-    return next(u for u in read.source.users if is_read(u, loop.steps) and number(u, 1) == read.dim)
+    return next(u for u in read.source.users if is_read(u, loop.steps) and axis(u) == read.dim)
 
 
 def _placeholder(body: fx.Graph, name: str, like: fx.Node) -> fx.Node:
@@ -235,7 +236,7 @@ def _call(
         anchor = graph.get_attr(name)
     anchor.meta = {k: v for k, v in where.meta.items() if k in ("stack_trace", "nn_module_stack")}
     starts = [i if isinstance(i, fx.Node) else _zeros(graph, anchor, i) for i in initial]
-    xs = [r.source if r.dim == 0 else insert(graph, anchor, aten.movedim.int, r.source, 1, 0) for r in sources]
+    xs = [r.source if r.dim == 0 else insert(graph, anchor, aten.movedim.int, r.source, r.dim, 0) for r in sources]
     with graph.inserting_after(max([anchor, *starts, *xs])):
         scan = graph.call_function(torch.ops.higher_order.scan, (anchor, starts, xs, same))
     scan.meta = dict(anchor.meta)
@@ -243,8 +244,8 @@ def _call(
         with graph.inserting_after(scan):
             item = graph.call_function(operator.getitem, (scan, len(starts) + i))
         value = r.node.meta["val"]
-        item.meta = {**anchor.meta, "val": value if r.dim == 0 else value.movedim(1, 0)}
-        swap(graph, r.node, item if r.dim == 0 else insert(graph, item, aten.movedim.int, item, 0, 1))
+        item.meta = {**anchor.meta, "val": value if r.dim == 0 else value.movedim(r.dim, 0)}
+        swap(graph, r.node, item if r.dim == 0 else insert(graph, item, aten.movedim.int, item, 0, r.dim))
     graph.eliminate_dead_code()
 
 

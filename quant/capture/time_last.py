@@ -16,6 +16,8 @@ from torch import fx
 if TYPE_CHECKING:
     from isobit.quant.capture.capture import Capture
 
+CONVOLUTIONS = ("aten.conv1d.default", "aten.conv1d.padding")
+
 KEEP_THE_ORDER = (
     "silu.default", "sigmoid.default", "tanh.default", "exp.default", "abs.default", "sqrt.default",
     "hardswish.default", "log_sigmoid.default", "gelu.default", "softplus.default", "elu.default", "relu.default",
@@ -23,6 +25,7 @@ KEEP_THE_ORDER = (
     "pow.Tensor_Scalar", "square.default", "rsqrt.default", "mul.Tensor", "add.Tensor", "sub.Tensor", "rsub.Scalar",
     "div.Tensor", "neg.default", "maximum.default", "dropout.default", "batch_norm.default",
     "_native_batch_norm_legit_no_training.default", "transpose.int", "permute.default", "movedim.int", "mT.default",
+    "einsum.default",
 )  # fmt: skip
 """Operators that mean the same wherever time stands, or say where it goes."""
 
@@ -40,7 +43,7 @@ def take(c: Capture, n: fx.Node, op: str) -> bool:
     """Makes the value of `n` where an operand has time last, or zeros around its steps; says whether it did."""
     around = next((i for i in n.all_input_nodes if i in c.padded), None)
     last = around is not None or any(c.is_value(i) and (c.time_axis(i) or 0) > 1 for i in n.all_input_nodes)
-    if op in ("aten.conv1d.default", "aten.conv1d.padding"):
+    if op in CONVOLUTIONS:
         if not last:
             raise c.error(n, f"{op} of a value that is not (B, channels, T) is not supported")
         _conv1d(c, n)
@@ -59,9 +62,7 @@ def take(c: Capture, n: fx.Node, op: str) -> bool:
 
 def _in_any_order(c: Capture, n: fx.Node, op: str) -> bool:
     """False where the rule of the operator may be used."""
-    operand = n.args[0]
-    assert isinstance(operand, fx.Node)
-    if op == "aten.slice.Tensor" and n.meta["val"].shape == operand.meta["val"].shape:
+    if op == "aten.slice.Tensor" and n.meta["val"].shape == n.all_input_nodes[0].meta["val"].shape:
         c.values[n] = c.value(n, 0)
         return True
     if op.removeprefix("aten.") not in KEEP_THE_ORDER and not c.is_identity(op):

@@ -37,6 +37,11 @@ def number(n: fx.Node, position: int) -> int:
     return value
 
 
+def axis(n: fx.Node) -> int:
+    """The second argument as an axis of the first operand, counted from the front."""
+    return number(n, 1) % len(shape(first(n)))
+
+
 def shape(n: fx.Node) -> tuple[object, ...]:
     value = n.meta.get("val")
     return tuple(value.shape) if isinstance(value, Tensor) else ()
@@ -51,7 +56,7 @@ def form(n: fx.Node) -> str:
 
 def is_read(n: fx.Node, steps: int) -> bool:
     """Whether it is one step of a value of all steps."""
-    return n.target is aten.select.int and number(n, 1) in (0, 1) and shape(first(n))[number(n, 1)] == steps
+    return n.target is aten.select.int and shape(first(n))[axis(n)] == steps
 
 
 def insert(graph: fx.Graph, after: fx.Node, target: Any, *args: Any) -> fx.Node:
@@ -85,26 +90,29 @@ def _slice(graph: fx.Graph, n: fx.Node, steps: int) -> None:
     """Of everything: nothing.  Of one step: a select."""
     if shape(n) == shape(first(n)):
         swap(graph, n, first(n))
-    elif number(n, 1) == 1 and shape(n)[1:2] == (1,) and shape(first(n))[1:2] == (steps,):
-        _one(graph, n, first(n), number(n, 2) % steps)
+    elif shape(n)[axis(n)] == 1 and shape(first(n))[axis(n)] == steps:
+        _one(graph, n, first(n), axis(n), number(n, 2) % steps)
 
 
-def _one(graph: fx.Graph, n: fx.Node, source: fx.Node, step: int) -> None:
-    """A slice of one step, (B, 1, ...), is a select that keeps its axis."""
-    read = insert(graph, n, aten.select.int, source, 1, step)
-    swap(graph, n, insert(graph, read, aten.unsqueeze.default, read, 1))
+def _one(graph: fx.Graph, n: fx.Node, source: fx.Node, dim: int, step: int) -> None:
+    """A slice of one step, such as (B, 1, ...), is a select that keeps its axis."""
+    read = insert(graph, n, aten.select.int, source, dim, step)
+    swap(graph, n, insert(graph, read, aten.unsqueeze.default, read, dim))
 
 
 def _unbind(graph: fx.Graph, n: fx.Node, steps: int) -> None:
-    for item in list(n.users):
-        swap(graph, item, insert(graph, item, aten.select.int, first(n), number(n, 1), number(item, 1)))
-    graph.erase_node(n)
+    dim = axis(n)
+    if shape(first(n))[dim] == steps:
+        for item in list(n.users):
+            swap(graph, item, insert(graph, item, aten.select.int, first(n), dim, number(item, 1)))
+        graph.erase_node(n)
 
 
 def _split(graph: fx.Graph, n: fx.Node, steps: int) -> None:
-    if number(n, 2) == 1 and all(shape(item)[1:2] == (1,) for item in n.users) and shape(first(n))[1:2] == (steps,):
+    dim = number(n, 2) % len(shape(first(n)))
+    if shape(first(n))[dim] == steps and all(shape(item)[dim] == 1 for item in n.users):
         for item in list(n.users):
-            _one(graph, item, first(n), number(item, 1))
+            _one(graph, item, first(n), dim, number(item, 1))
         graph.erase_node(n)
 
 
@@ -119,7 +127,7 @@ READS = {
 
 def _assigned(graph: fx.Graph, base: fx.Node, steps: int) -> None:
     """`y[:, t] = ...` for every step, into a tensor made for it, is a stack."""
-    places = [u for u in base.users if u.target is aten.select.int and number(u, 1) == 1]
+    places = [u for u in base.users if u.target is aten.select.int and axis(u) == 1]
     writes = {number(u, 2) % steps: w for u in places for w in u.users if w.target is aten.copy_.default}
     if sorted(writes) != list(range(steps)) or len(places) != steps or shape(base)[1:2] != (steps,):
         return
@@ -142,18 +150,24 @@ def _assigned(graph: fx.Graph, base: fx.Node, steps: int) -> None:
 
 def _concatenated(graph: fx.Graph, n: fx.Node, steps: int) -> None:
     """Values (B, 1, ...) joined along time are a stack of values (B, ...)."""
+    rows, dim = _rows(n), number(n, 1) % len(shape(n))
+    if len(rows) != steps or any(shape(r)[dim] != 1 for r in rows):
+        return
+    flat = [insert(graph, r, aten.squeeze.dim, r, dim) for r in rows]
+    swap(graph, n, insert(graph, n, aten.stack.default, flat, dim))
+
+
+def _rows(n: fx.Node) -> tuple[fx.Node, ...]:
+    """What a stack or a concatenation joins."""
     rows = n.args[0]
     assert isinstance(rows, list | tuple)
-    if number(n, 1) != 1 or len(rows) != steps or any(shape(r)[1:2] != (1,) for r in rows):  # type: ignore[arg-type]
-        return
-    flat = [insert(graph, r, aten.squeeze.dim, r, 1) for r in rows if isinstance(r, fx.Node)]
-    swap(graph, n, insert(graph, n, aten.stack.default, flat, 1))
+    return tuple(r for r in rows if isinstance(r, fx.Node))
 
 
 def next_loop(graph: fx.Graph, steps: int) -> list[Collected]:
     """The first loop's results: those that are made in turns, step by step.  None if nothing is collected."""
-    stacks = [n for n in graph.nodes if n.target is aten.stack.default and number(n, 1) in (0, 1)]
-    found = [Collected(n, tuple(n.args[0]), number(n, 1)) for n in stacks if len(set(n.args[0])) == steps]
+    stacks = [(n, _rows(n)) for n in graph.nodes if n.target is aten.stack.default]
+    found = [Collected(n, rows, number(n, 1) % len(shape(n))) for n, rows in stacks if len(set(rows)) == steps]
     group = found[:1]
     for other in found[1:]:
         ends = [max(g.rows[t] for g in group) for t in range(steps)]
@@ -175,7 +189,7 @@ def collect_last(graph: fx.Graph, steps: int, tried: set[tuple[fx.Node, int]]) -
     reads: dict[tuple[fx.Node, int], dict[int, fx.Node]] = {}
     for n in graph.nodes:
         if n in needed and is_read(n, steps):
-            reads.setdefault((first(n), number(n, 1)), {}).setdefault(number(n, 2) % steps, n)
+            reads.setdefault((first(n), axis(n)), {}).setdefault(number(n, 2) % steps, n)
     for key, at in reads.items():
         if key in tried or len(at) != steps:
             continue

@@ -139,8 +139,12 @@ def padded(low: Lowering, n: GraphNode, x: Quantity, axis: int, before: int, aft
 
 
 def _ring(low: Lowering, n: GraphNode, x: Quantity, steps: int) -> str:
-    """The last inputs, which start at 0."""
-    return low.state(f"{n.output}.ring", (steps, *x.dims), IntType(x.known.bits), x.unit)
+    """The last inputs, which start at 0; their number is an axis even where it is 1."""
+    name = low.state(f"{n.output}.ring", (steps, *x.dims), IntType(x.known.bits), x.unit)
+    held = low.states[-1]
+    kept = (steps, *(d for d in x.dims if d != 1))
+    low.states[-1] = replace(held, type=replace(held.type, shape=kept))
+    return name
 
 
 def causal_conv1d(low: Lowering, n: GraphNode) -> None:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from isobit.quant.calibrate.observe import Calibration, Range
 from isobit.quant.capture.graph import Dims, Floats, Graph, GraphNode
-from isobit.quant.errors import InputError
+from isobit.quant.errors import CheckError, InputError
 from isobit.quant.expr.interval import Interval
 from isobit.quant.lower.dyadic import dyadic, dyadics
 from isobit.quant.lower.edges import InputSpec
@@ -71,7 +71,7 @@ def limits(bits: int) -> dict[str, int]:
 def letters(rank: int) -> str:
     """Labels for the axes of a value of `rank` axes."""
     if rank > len(LETTERS):
-        raise InputError(f"a value with {rank} axes, expected at most {len(LETTERS)} besides batch and time")
+        raise CheckError(f"a value with {rank} axes, expected at most {len(LETTERS)} besides batch and time")
     return LETTERS[len(LETTERS) - rank :]
 
 
@@ -248,6 +248,8 @@ class Lowering:
         """The value with one positive scale, in this form."""
         if (v, form) in self.narrowed:
             return self.narrowed[v, form]
+        if form == UNIT:
+            self._refuse_outside_unit(v)
         held, widest = self.quantities[v], self.width(v)
         if not held.fits(UNIT if self.is_unit(v) else widest):
             held = self.quantities[v] = self._requantize(v, held, widest)
@@ -256,6 +258,14 @@ class Lowering:
             held = self._requantize(v, held, form)
         self.narrowed[v, form] = held
         return held
+
+    def _refuse_outside_unit(self, v: str) -> None:
+        known, loc = self.calibration.ranges[v], self.producer[v].loc if v in self.producer else self.graph.name
+        if known.lo < -UNIT_SCALE / 2 or known.hi > 1 + UNIT_SCALE / 2:
+            raise InputError(
+                f"{loc}: a decay or gate of a recurrence lies in [{known.lo:g}, {known.hi:g}] on the calibration data, "
+                "expected 0 to 1: make it with a sigmoid, or as exp of what is never above 0"
+            )
 
     def direct(self, v: str) -> Quantity:
         """The value for a consumer that takes any scale: an accumulator that nobody else reads, or a wide integer."""

@@ -227,11 +227,6 @@ def _decay_operand(low: Lowering, n: GraphNode, decay: str, axes: _Heads) -> tup
         dims = low.graph.dims[n.output][: len(heads)]
         codes = np.broadcast_to(codes.reshape(codes.shape if codes.ndim else (1,) * len(heads)), dims)
         return low.constant(f"{n.output}.decay", codes, IntType(15, signed=False), UNIT_SCALE), heads
-    known = low.calibration.ranges[decay]
-    if known.lo < 0 or known.hi > 1:
-        raise InputError(
-            f"{n.loc}: its decay lies in [{known.lo:g}, {known.hi:g}] on the calibration data, expected 0 to 1"
-        )
     held = low.need(decay, UNIT)
     return held, f"t{heads}" if len(held.dims) == len(heads) else f"t{heads}k"
 

@@ -87,8 +87,9 @@ ttt_linear = custom_op("ttt_linear", _ttt_linear)
 """(q, k, v, eta, weight, bias, initial) -> o, (B, T, H, D): TTT-Linear with an inner batch of 1 (Sun et al., 2024).
 
 Each head fits f(x) = x + LN(W x), from W = initial, by one step of gradient descent per time step on
-|f(k_t) - v_t|^2 / 2 with the step size eta_t; o_t = f(q_t) with the new W (section 2).  LN has the parameters weight and
-bias and adds INNER_NORM_EPS.  q, k, v: (B, T, H, D). eta: (B, T, H), >= 0. weight, bias: (H, D). initial: (H, D, D).
+|f(k_t) - v_t|^2 / 2 with the step size eta_t; o_t = f(q_t) with the new W (section 2).  LN has the parameters weight
+and bias and adds INNER_NORM_EPS.  q, k, v: (B, T, H, D). eta: (B, T, H), >= 0. weight, bias: (H, D).
+initial: (H, D, D).
 """
 
 

@@ -100,7 +100,8 @@ def assert_python_agrees(program: Program, inputs: Arrays, outputs: Arrays, samp
             assert int(define(*operands, **n.param)) == expected[at], (n.output, operands)
 
 
-SLIDING = {"acc": 32, "stride": 1, "dilation": 1}
+ALONG_ONE = {"acc": 32, "stride0": 1, "dilation0": 1}
+ALONG_TWO = {**ALONG_ONE, "stride1": 1, "dilation1": 1}
 SCAN = {"up": 14, "acc": 64, "lo": -32768, "hi": 32767}
 
 BEYOND: list[tuple[str, Case]] = [
@@ -127,14 +128,14 @@ BEYOND: list[tuple[str, Case]] = [
     ("reduce_max", Case("two axes", "tlcd->tc", {"l": 3, "c": 4, "d": 5}, ("i64",), {"acc": 64})),
     ("reduce_max", Case("one element", "tlc->tc", {"l": 1, "c": 4}, ("i64",), {"acc": 64})),
     ("convolution", Case("groups", "tlgc,gnic,gn->tmgn", {"l": 7, "i": 3, "g": 2, "c": 4, "n": 3},
-                         ("i8", "=i8", "=i20"), SLIDING | {"stride": 2})),
+                         ("i8", "=i8", "=i20"), ALONG_ONE | {"stride0": 2})),
     ("convolution", Case("16 bits", "tcyx,ncij,n->tnvu", {"c": 2, "y": 5, "x": 6, "i": 2, "j": 3, "n": 3},
-                         ("i16", "=i8", "=i20"), SLIDING | {"dilation": 2})),
+                         ("i16", "=i8", "=i20"), ALONG_TWO | {"dilation0": 2, "dilation1": 2})),
     ("convolution", Case("above 2^53", "tlc,nic,n->tnm", {"l": 4, "i": 2, "c": 2, "n": 3},
-                         ("i32", "=i28", "=i32"), SLIDING | {"acc": 64})),
+                         ("i32", "=i28", "=i32"), ALONG_ONE | {"acc": 64})),
     ("convolution", Case("each channel, stride 3", "txyc,jic,c->tuvc", {"x": 8, "y": 9, "i": 2, "j": 3, "c": 2},
-                         ("i32", "=i28", "=i32"), SLIDING | {"acc": 64, "stride": 3})),
-    ("convolution", Case("one output", "tlc,ic,c->tmc", {"l": 4, "i": 4, "c": 2}, ("i8", "=i8", "=i20"), SLIDING)),
+                         ("i32", "=i28", "=i32"), ALONG_TWO | {"acc": 64, "stride0": 3, "stride1": 3})),
+    ("convolution", Case("one output", "tlc,ic,c->tmc", {"l": 4, "i": 4, "c": 2}, ("i8", "=i8", "=i20"), ALONG_ONE)),
     ("causal_conv1d", Case("a wider ring", "tc,cj,c->tc", {"c": 3, "j": 3}, ("i8", "=i8", "=i20"), {"acc": 32}, "i16")),
     ("causal_conv1d", Case("dense above 2^53", "tc,ncj,n->tn", {"c": 3, "j": 3, "n": 2},
                            ("i30", "=i29", "=i20"), {"acc": 64}, "i32")),

@@ -35,6 +35,8 @@ import torch
 number = 3
 def make(): return torch.nn.Sequential(torch.nn.Linear(4, 3))
 def other(): return torch.nn.Sequential(torch.nn.Sequential(torch.nn.Linear(8, 8)))
+def words(): return torch.nn.Sequential(torch.nn.Embedding(5, 4), torch.nn.Linear(4, 3))
+def image(): return torch.nn.Sequential(torch.nn.Conv2d(2, 3, 3))
 def fails(): raise RuntimeError("no weights here")
 """
 
@@ -89,6 +91,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "good": {"x": x, "y": y},
         "calib": {"x": np.ones((2, 3, 4))},
         "nokey": {"inputs": x},
+        "ids": {"x": np.array([[0, 4, 5]])},
+        "negative": {"x": np.array([[0, -1]])},
+        "images": {"x": np.ones((2, 3, 6, 6))},
+        "films": {"x": np.ones((2, 2, 3, 6, 6))},
         "rank": {"x": x[0]},
         "channels": {"x": x[..., :5]},
         "nan": {"x": nan},
@@ -181,7 +187,7 @@ CASES = {
     "verify m.onnx --package plain --targets ort": "plain: not a package for ort, model.onnx is missing; make it with",
     "verify m.onnx --package nowhere --targets ort": "nowhere: expected the folder of a built package",
     "quantize models:make -o new.onnx --calib calib.npz --recipe int8": "no recipe 'int8'; there are w8a8",
-    "quantize models -o new.onnx --calib calib.npz": "model 'models': expected pkg.mod:factory or one of digits",
+    "quantize models -o new.onnx --calib calib.npz": "model 'models': expected pkg.mod:factory, a .pt2 file",
     "quantize nomodule:make -o new.onnx --calib calib.npz": "there is no module nomodule",
     "quantize models:mak -o new.onnx --calib calib.npz": "models has no mak; it has make, other",
     "quantize models:number -o new.onnx --calib calib.npz": "number is a int, expected a callable",
@@ -197,6 +203,12 @@ CASES = {
     # Calibration samples.
     f"{CALIBRATE} nofile.npz": r"nofile\.npz: there is no such file; expected an \.npz with arrays 'x'",
     f"{CALIBRATE} plain": r"plain: expected an \.npz with arrays 'x', got a folder",
+    "quantize models:words -o new.onnx --calib ids.npz": r"ids\.npz.* identifiers in \[0, 5\], the model knows 0 to 4",
+    "quantize models:words -o new.onnx --calib negative.npz": r"negative\.npz.* identifiers in \[-1, 0\]",
+    "quantize models:words -o new.onnx --calib calib.npz": "cannot trace Sequential",
+    "quantize models:image -o new.onnx --calib images.npz": r"an input \(B, 3, 6, 6\): .* to have 2 channels",
+    "quantize models:image -o new.onnx --calib films.npz": r"films\.npz: array x: expected shape .*\(2, 2, 3, 6, 6\)",
+    f"{CALIBRATE} ids.npz": "cannot trace Sequential",
     f"{CALIBRATE} nokey.npz": "nokey.npz: expected arrays 'x', got arrays 'inputs'",
     f"{CALIBRATE} rank.npz": r"expected shape \(samples, time, channels\), got \(3, 8\); add the axis",
     f"{CALIBRATE} channels.npz": r"models:make with channels.npz, array x of shape \(2, 3, 5\): .*as many channels",

@@ -14,11 +14,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from isobit.quant.calibrate.observe import check_samples
 from isobit.quant.capture.capture import capture, disagreement
 from isobit.quant.capture.factory import load_model
 from isobit.quant.errors import InputError
 from isobit.quant.lower.edges import InputSpec, input_spec, quantize_input
-from isobit.quant.nn import CausalConv1d, SelectiveRecurrence
+from isobit.quant.nn import CausalConv1d, SelectiveRecurrence, diagonal_recurrence, lif
 from isobit.quant.program import IntType
 from isobit.quant.quantize import quantize
 from isobit.quant.recipe import Recipe
@@ -60,13 +61,6 @@ def outer(f: Callable[..., Tensor]) -> nn.Module:
     return model
 
 
-def over_time(x: Tensor, p: Tensor) -> Tensor:
-    rows = [x[:, 0]]
-    for t in range(1, x.shape[1]):
-        rows.append(rows[-1] * p + x[:, t])
-    return torch.stack(rows, dim=1)
-
-
 def recurrence(x: Tensor, dt: Tensor, rate: float) -> Tensor:
     y: Tensor = SelectiveRecurrence()(x, dt, torch.full((C, C), rate), x, x)
     return y
@@ -75,22 +69,34 @@ def recurrence(x: Tensor, dt: Tensor, rate: float) -> Tensor:
 MODELS: list[tuple[str, Callable[..., Tensor], list[str]]] = [
     (
         "op without a rule",
-        lambda x, p: torch.softmax(x, -1),
-        ["inner", "aten.softmax", "aten.linear", "isobit.quant.nn"],
+        lambda x, p: torch.sin(x),
+        ["inner", "aten.sin", "aten.linear", "isobit.quant.nn"],
     ),
-    ("loop over time", over_time, ["loop over time", "SelectiveRecurrence"]),
-    ("parameter added", lambda x, p: x + p, ["inner", "bias"]),
     ("alpha", lambda x, p: torch.add(x, x, alpha=2), ["inner", "alpha"]),
     ("softplus beta", lambda x, p: functional.softplus(x, beta=2), ["inner", "softplus", "expected 1 and 20"]),
-    ("split of the input", lambda x, p: x.split(2, dim=-1)[0], ["inner", "expected of a linear"]),
-    ("mixed channels", lambda x, p: x * functional.linear(x, p[None]), ["inner", "4 and 1 channels"]),
-    ("wrong factor", lambda x, p: x * p[None, None, None, :], ["inner", "expected (B, T, channels)"]),
-    ("weights from data", lambda x, p: functional.linear(x, torch.outer(x[0, 0], p)), ["inner", "aten.select"]),
-    ("time is lost", lambda x, p: functional.silu(x.mean(1)), ["inner", "aten.mean"]),
+    ("wrong factor", lambda x, p: x * torch.ones(3, 1, 1, C), ["inner", "a parameter of shape (3, 1, 1, 4)"]),
+    ("weights from data", lambda x, p: functional.linear(x, torch.outer(x[0, 0], p)), ["inner"]),
+    ("softmax over time", lambda x, p: torch.softmax(x, 1), ["inner", "batch or time"]),
+    ("steps mixed", lambda x, p: torch.einsum("btc,bsc->bts", x, x), ["inner", "batch and time"]),
+    ("sum over all", lambda x, p: x - x.sum(), ["inner", "aten.sum"]),
+    ("elu with alpha", lambda x, p: functional.elu(x, 0.5), ["inner", "elu", "expected alpha 1"]),
+    ("a power", lambda x, p: x.abs() ** 3, ["inner", "the power 3", "expected 2 or 0.5"]),
     ("identity", lambda x, p: functional.dropout(x, training=False), ["returns its input"]),
     ("kernel of 1", lambda x, p: CausalConv1d(C, 1)(x), ["kernel of at least 2"]),
     ("negative step", lambda x, p: recurrence(x, x, -1.0), ["inner", "softplus"]),
     ("growing state", lambda x, p: recurrence(x, functional.softplus(x), 1.0), ["inner", "reaches 1,", "grow"]),
+    ("decay above 1", lambda x, p: diagonal_recurrence(torch.exp(x), x), ["inner", "decay", "0 to 1"]),
+    ("negative divisor", lambda x, p: x / x, ["inner", "divisor", "expected values > 0"]),
+    ("parameter by a value", lambda x, p: p / (x * x + 1), ["inner", "a parameter divided by a value"]),
+    ("time is not axis 1", lambda x, p: x.relu().transpose(1, 2), ["axis 1 is not time", "transpose it back"]),
+    ("time reversed", lambda x, p: x.flip(1).relu(), ["inner", "aten.flip.default along batch or time"]),
+    ("steps as batch", lambda x, p: x.reshape(-1, C).relu().reshape(x.shape), ["inner", "expected (B, T, ...)"]),
+    ("over the batch", lambda x, p: x[:1].expand(x.shape[0], -1, -1) + x, ["inner", "along batch or time"]),
+    ("a new batch", lambda x, p: x[None].expand(2, -1, -1, -1).sum(0), ["inner", "expected (B, T, ...)"]),
+    ("half precision", lambda x, p: (x.half() * 2).float(), ["inner", "float16 is not supported, expected float32"]),
+    ("rounded", lambda x, p: (x * 2).to(torch.int64).float(), ["inner", "int64 is not supported, expected float32"]),
+    ("complex numbers", lambda x, p: torch.complex(x, x).abs(), ["inner", "aten.complex"]),
+    ("seven axes", lambda x, p: x.reshape(*x.shape[:2], 1, 2, 1, 1, 2, 1, 1).relu(), ["inner (clamp)", "at most 6"]),
 ]
 
 
@@ -100,6 +106,114 @@ def test_models(f: Callable[..., Tensor], words: list[str]) -> None:
         quantize(outer(f), GOOD, name="model")
     for word in words:
         assert word in str(e.value)
+
+
+def images(f: Callable[[Tensor], Tensor]) -> nn.Module:
+    return outer(lambda x, p: f(x))
+
+
+IMAGE_MODELS: list[tuple[str, Callable[[Tensor], Tensor], list[str]]] = [
+    ("groups", lambda x: functional.conv2d(x, torch.ones(4, 2, 3, 3), groups=2), ["inner", "2 groups"]),
+    ("overlap", lambda x: functional.max_pool2d(x, 3, stride=1), ["inner", "do not overlap"]),
+    ("dilated pool", lambda x: functional.max_pool2d(x, 2, dilation=2), ["inner", "without dilation"]),
+    ("a divisor", lambda x: functional.avg_pool2d(x, 2, divisor_override=3), ["inner", "another divisor"]),
+    ("time in an image", lambda x: lif(x.flatten(2).transpose(1, 2), 0.5, 1.0), ["isobit.lif", "in an image model"]),
+    ("mirrored edges", lambda x: functional.pad(x, (1, 1, 1, 1), "reflect"), ["inner", "anything but zeros"]),
+    ("pooled to 2 x 2", lambda x: functional.adaptive_avg_pool2d(x, 2), ["inner", "expected 1 x 1"]),
+    ("over the batch", lambda x: x.mean(0, keepdim=True) + x, ["inner", "the batch"]),
+]
+
+
+@pytest.mark.parametrize(("f", "words"), [m[1:] for m in IMAGE_MODELS], ids=[m[0] for m in IMAGE_MODELS])
+def test_image_models(f: Callable[[Tensor], Tensor], words: list[str]) -> None:
+    with pytest.raises(InputError) as e:
+        quantize(images(f), np.random.default_rng(0).normal(size=(2, 4, 6, 6)), name="model")
+    for word in words:
+        assert word in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("cell", "word"),
+    [
+        (nn.LSTM(C, C, batch_first=True, bidirectional=True), "one direction"),
+        (nn.GRU(C, C), "batch_first=True"),
+        (nn.LSTM(C, C, batch_first=True, proj_size=2), "no projection"),
+        (nn.RNN(C, C, batch_first=True), "expected nn.LSTM or nn.GRU"),
+    ],
+    ids=["two directions", "time first", "projection", "plain"],
+)
+def test_recurrent_layers_that_cannot_stream(cell: nn.RNNBase, word: str) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = cell
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.cell(x)[0]
+            return y
+
+    with pytest.raises(InputError, match=f"cell: .*{word}"):
+        quantize(Model(), GOOD, name="model")
+
+
+class Started(nn.Module):
+    """A recurrent layer that does not start from zero, or whose state is used: `f` of the layer and of the input."""
+
+    def __init__(self, f: Callable[[nn.LSTM, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.cell, self.f = nn.LSTM(C, C, 2, batch_first=True), f
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.f(self.cell, x)
+
+
+def from_ones(cell: nn.LSTM, x: Tensor) -> Tensor:
+    start = torch.ones(2, x.shape[0], C)
+    y: Tensor = cell(x, (start, start))[0]
+    return y
+
+
+CELL_STATES: list[tuple[str, Callable[[nn.LSTM, Tensor], Tensor], str]] = [
+    ("starts from ones", from_ones, "cell.*with an initial state is not supported, expected zeros"),
+    ("uses c", lambda cell, x: cell(x)[1][1][-1].relu(), "only the last layer's h is supported"),
+    ("uses h of the first layer", lambda cell, x: cell(x)[1][0][0].relu(), "only the last layer's h is supported"),
+    ("adds h to all steps", lambda cell, x: cell(x)[1][0][-1][:, None] + x, "of the last step and of one of all steps"),
+]
+
+
+@pytest.mark.parametrize(("f", "message"), [c[1:] for c in CELL_STATES], ids=[c[0] for c in CELL_STATES])
+def test_states_of_recurrent_layers(f: Callable[[nn.LSTM, Tensor], Tensor], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        quantize(Started(f), GOOD, name="model")
+
+
+def test_identifiers_beyond_the_vocabulary() -> None:
+    model = nn.Sequential(nn.Embedding(5, C), nn.Linear(C, C))
+    for ids, known in (([[0, 3, 5]], r"\[0, 5\]"), ([[-1, 4]], r"\[-1, 4\]")):
+        with pytest.raises(InputError, match=rf"identifiers in {known}, the model knows 0 to 4"):
+            quantize(model, np.array(ids), name="model")
+
+
+IMAGE_SAMPLES: list[tuple[tuple[int, ...], str]] = [
+    ((2, 4, 6), r"cannot trace .* as many channels as the samples"),
+    ((2, 2, 4, 6, 6), r"\(samples, channels, height, width\), got \(2, 2, 4, 6, 6\)"),
+    ((2, 3, 6, 6), r"cannot trace .* an input \(B, 3, 6, 6\): .* 4 channels, but got 3 channels"),
+    ((2, 4, 2, 2), r"cannot trace .* an input \(B, 4, 2, 2\): .*[Kk]ernel size"),
+]
+
+
+@pytest.mark.parametrize(("shape", "message"), IMAGE_SAMPLES)
+def test_samples_that_are_no_images_of_the_model(shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(InputError, match=re.compile(message, re.DOTALL)):
+        quantize(nn.Sequential(nn.Conv2d(4, 3, 3)), np.ones(shape), name="model")
+
+
+def test_samples_of_another_size_than_the_calibrated_images() -> None:
+    graph = capture(nn.Sequential(nn.Conv2d(4, 3, 3)), (1, 4, 6, 6))
+    with pytest.raises(InputError, match=r"expected shape \(samples, 4, 6, 6\), got \(2, 4, 6, 5\)"):
+        check_samples(np.ones((2, 4, 6, 5)), graph)
+    with pytest.raises(InputError, match=r"expected shape \(samples, 4, 6, 6\), got \(1, 2, 4\)"):
+        check_samples(np.ones((1, 2, 4)), graph)
 
 
 def test_models_with_several_inputs_or_outputs() -> None:
@@ -115,6 +229,7 @@ def test_models_with_several_inputs_or_outputs() -> None:
         capture(small(), (2, C))
 
 
+@pytest.mark.filterwarnings("ignore:Complex modules")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.complex64])
 def test_parameters_of_other_types(dtype: torch.dtype) -> None:
     with pytest.raises(InputError, match=rf"0\.weight is {dtype}.*float32"):
@@ -196,7 +311,7 @@ def test_settings() -> None:
 
 
 SPECS = {
-    "digit": "expected pkg.mod:factory or one of digits",
+    "digit": "expected pkg.mod:factory, .* or one of digits",
     "no.such.module:make": "there is no module no.such.module",
     "tests.errors.test_quantize:absent": "has no absent; it has .*small",
     "tests.errors.test_quantize:not_callable": "is a int",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from isobit.quant.calibrate.evaluate import regions
 from isobit.quant.calibrate.observe import float_outputs, observe
 from isobit.quant.capture.capture import capture, disagreement
 from isobit.quant.capture.graph import Graph
@@ -97,6 +98,51 @@ def test_corners_of_the_operators() -> None:
         ("add", "corners.add", "corners.scale"),
     ]
     assert float_outputs(graph, x).shape == (3, 5, 4)
+    assert graph.dims["layers.0"] == (6,)
+    assert graph.dims["y.part1_2"] == (4,)
+
+
+class First(nn.Module):
+    """The first result of a recurrent layer."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x)[0]
+        return y
+
+
+def test_a_cell_reads_itself_one_step_before() -> None:
+    torch.manual_seed(0)
+    module = First(nn.GRU(3, 5, 2, batch_first=True))
+    graph = capture(module, (1, 1, 3), "cell")
+    assert disagreement(graph, module, np.random.default_rng(0).normal(size=(2, 7, 3))) < 1e-6
+    before, after = graph.nodes[0], graph.nodes[14]
+    assert (before.op, before.output, before.inputs) == ("previous", "layer.h_l0_before", ("layer.h_l0",))
+    assert (after.op, after.output) == ("convex_recurrence", "layer.h_l0")
+    assert graph.dims["layer.h_l0_before"] == (5,)
+    assert regions(graph) == ((0, 15), (15, 30))
+
+
+def test_identifiers() -> None:
+    module = nn.Sequential(nn.Embedding(11, 4), nn.Linear(4, 2))
+    graph = capture(module, (1, 3), "ids", ids=True)
+    assert (graph.vocabulary, graph.timed, graph.dims["x"], graph.dims[graph.output]) == (11, True, (), (2,))
+    assert disagreement(graph, module, np.array([[0, 10, 3], [4, 4, 1]], float)) < 1e-6
+
+
+def test_images_have_no_time() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(1), nn.Linear(24, 2))
+    graph = capture(module, (1, 3, 5, 4), "image")
+    assert [(n.op, graph.dims[n.output]) for n in graph.nodes] == [
+        ("conv2d", (4, 3, 2)),
+        ("clamp", (4, 3, 2)),
+        ("linear", (2,)),
+    ]
+    assert (graph.vocabulary, graph.timed, graph.dims["x"]) == (None, False, (3, 5, 4))
+    assert disagreement(graph, module, np.random.default_rng(0).normal(size=(2, 1, 3, 5, 4))) < 1e-6
 
 
 def test_ranges_of_states_are_those_of_the_recurrence() -> None:

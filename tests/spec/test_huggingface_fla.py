@@ -196,7 +196,10 @@ CASES: list[tuple[Callable[..., Tensor], dict[str, Any], dict[str, tuple[int, ..
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("mixer", "settings", "parts"), CASES, ids=lambda value: str(value)[:90])
+IDS = [f"{mixer.__name__} {i}" for i, (mixer, _, _) in enumerate(CASES)]
+
+
+@pytest.mark.parametrize(("mixer", "settings", "parts"), CASES, ids=IDS)
 def test_logits(
     tmp_path: Path, mixer: Callable[..., Tensor], settings: dict[str, Any], parts: dict[str, tuple[int, ...]]
 ) -> None:

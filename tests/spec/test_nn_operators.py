@@ -328,7 +328,7 @@ ARGUMENTS: dict[str, list[Argument]] = {
         normal(1, K),
         normal(1, K),
         normal(1, K, K),
-    ],  # fmt: skip
+    ],
     "wkv4": [normal(B, 3, C), normal(B, 3, C, seed=1), normal(C).exp(), normal(C)],
     "slstm": [*(normal(B, 3, 2, K, seed=seed) for seed in range(4)), normal(4, 2, K, K)],
     "mlstm": [*heads(3), normal(B, 3, H), normal(B, 3, H, seed=1)],

@@ -75,8 +75,8 @@ class Machine:
                     self.memory[s.to.value][self.place(s.to)] = value
                 case Tap():
                     position = 0
-                    for i, size in zip(s.indices, s.sizes, strict=True):
-                        position = position * size + self.at(i)
+                    for place, size in zip(s.indices, s.sizes, strict=True):
+                        position = position * size + self.at(place)
                     assert eval(s.position, {}, self.index) == position
                     self.taps.setdefault(s.node.output, {})[position] = self.read(s.operand)
 
