@@ -82,4 +82,22 @@ def loops() -> Program:
     return _program(b, {"x": ((12,), "i8")}, out, last, y)
 
 
-FEEDBACK = {"gated cell": gated_cell, "delta rule": delta_rule, "loops": loops}
+def gate_of_the_past() -> Program:
+    """A gate is made of a state that is updated before the recurrence takes the gate."""
+    b = Builder("past", 0)
+    held = b.state("held", (4,), "i16")
+    gate = b.node("requantize", "tc->tc", [held], "gate.y", None, m=3, s=1, **Q15)
+    b.node("hold", "tc->tc|c", ["x"], "held.y", held, acc=32)
+    y = b.node(
+        "diagonal_recurrence", "tc,tc->tc|c", [gate, "x"], "sum.y", b.state("sum", (4,), "i16"),
+        up=14, acc=32, lo=-32768, hi=32767,
+    )  # fmt: skip
+    return _program(b, {"x": ((4,), "i16")}, y)
+
+
+FEEDBACK = {
+    "gated cell": gated_cell,
+    "delta rule": delta_rule,
+    "loops": loops,
+    "gate of the past": gate_of_the_past,
+}

@@ -84,13 +84,15 @@ def slug(family: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", family.lower())
 
 
-def quantized(family: str, size: str, recipe: str = "w8a8", seed: int = 0, steps: int = STEPS) -> Quantized:
-    """The model of the zoo, with the weights that torch draws after `seed`, as integers."""
+def quantized(
+    family: str, size: str, recipe: str = "w8a8", seed: int = 0, steps: int = STEPS, calibration: int = CALIBRATION
+) -> Quantized:
+    """The model of the zoo, with the weights that torch draws after `seed`, as integers; calibration: sequences."""
     import torch
 
     make, shape = FAMILIES[family].sizes()[SIZES.index(size)]
     torch.manual_seed(seed)
-    return quantize(make().eval(), noise(shape, seed + OTHER, steps, CALIBRATION), recipe, name=slug(family))
+    return quantize(make().eval(), noise(shape, seed + OTHER, steps, calibration), recipe, name=slug(family))
 
 
 def fidelity(made: Quantized, shape: Shape, seed: int = 0, steps: int = STEPS) -> Figures:
@@ -170,6 +172,6 @@ def markdown(table: Table) -> str:
 
 
 def load() -> Table:
-    """The stored Table."""
-    table: Table = json.loads(STORED.read_text())
+    """The stored Table; empty where none was measured."""
+    table: Table = json.loads(STORED.read_text()) if STORED.exists() else {}
     return table

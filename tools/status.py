@@ -68,11 +68,12 @@ def status_command(run_now: bool, as_json: bool) -> int:
             table, zoo = measure(tell), families.measure(tell)
     else:
         table, zoo = json.loads(STORED.read_text()), families.load()
-    if as_json:
-        show.print_json({"ops": table, "families": zoo})
-    else:
-        show.print_table("Ops against targets", ["op", *TARGETS], list(cells(table)))
-        show.print_table("Families against targets", families.COLUMNS, list(families.cells(zoo)), families.NUMBERS)
     found = [cell["status"] for row in table.values() for cell in row.values()]
     found += [c["status"] for sizes in zoo.values() for entry in sizes.values() for c in entry["targets"].values()]
+    if as_json:
+        show.print_json({"ops": table, **({"families": zoo} if zoo else {})})
+        return int(MISMATCH in found)
+    show.print_table("Ops against targets", ["op", *TARGETS], list(cells(table)))
+    if zoo:
+        show.print_table("Families against targets", families.COLUMNS, list(families.cells(zoo)), families.NUMBERS)
     return int(MISMATCH in found)

@@ -47,12 +47,32 @@ def capture(module: nn.Module, example_shape: Sequence[int], name: str = "model"
     else:
         traced = export_module(module, shape, ids)
     graph = recognise(simplify(Capture(traced, name, len(shape) < 4).run()))
-    if traced.rolled:
-        try:
-            disagreement(graph, module, random_inputs(graph, (SAMPLES, traced.rolled)), "random inputs")
-        except InputError as e:
-            raise InputError(f"{name} loops over time, and is not what it seems when rolled up: {e}: {ROLL}") from e
+    if traced.fixed:
+        _check_steps(graph, module, traced.fixed)
     return graph
+
+
+def _check_steps(graph: Graph, module: nn.Module, fixed: int) -> None:
+    """Compares with a module that was exported for `fixed` steps only, at other numbers too if it takes them."""
+    for steps in (fixed, 2, *([2 * fixed + 1] if not graph.last else [])):
+        x = random_inputs(graph, (SAMPLES, steps))
+        try:
+            if steps == fixed or _takes(graph, module, x):
+                disagreement(graph, module, x, f"random inputs of {steps} steps")
+        except InputError as e:
+            raise InputError(
+                f"{graph.name} is another for every number of steps, or its loop over time is not what it seems when "
+                f"it is rolled up: {e}\nIf it loops over time, {ROLL}"
+            ) from e
+
+
+def _takes(graph: Graph, module: nn.Module, x: Floats) -> bool:
+    """Whether a module runs on samples of so many steps, and gives a result for each."""
+    try:
+        made = _run(graph, module, x)
+    except InputError:
+        return False
+    return graph.last or made.shape[1] == x.shape[1]
 
 
 def random_inputs(graph: Graph, lead: tuple[int, int], like: Floats | None = None) -> Floats:
@@ -71,17 +91,14 @@ def disagreement(graph: Graph, module: nn.Module, x: Floats, source: str = "the 
     steps = module.steps if isinstance(module, ExportedModule) and graph.timed else None
     if steps is not None:
         x = np.take(x, np.arange(steps) % x.shape[1], axis=1)
-    dtype = next((p.dtype for p in module.parameters()), torch.float32)
-    given = torch.from_numpy(x if graph.timed else x[:, 0])
-    try:
-        with torch.no_grad():
-            expected = module.eval()(given.long() if graph.vocabulary else given.to(dtype)).double().numpy()
-    except Exception as e:
-        raise InputError(f"{graph.name}: the module fails on {source}, {x.shape}: {type(e).__name__}: {e}") from e
+    expected = _run(graph, module, x, source)
     if not np.isfinite(expected).all():
         raise InputError(f"{graph.name}: the module's output is not finite on {source}; it diverges there")
     made = float_outputs(graph, x)
-    error = np.abs((made[:, -1] if graph.last or not graph.timed else made) - expected).max()
+    made = made[:, -1] if graph.last or not graph.timed else made
+    if made.shape != expected.shape:
+        raise InputError(f"{graph.name}: the module gives {expected.shape} on {source}, and its graph {made.shape}")
+    error = np.abs(made - expected).max()
     ratio = float(error / max(float(np.abs(expected).max()), 1e-30))
     if not ratio <= MAX_DISAGREEMENT:
         raise InputError(
@@ -90,6 +107,17 @@ def disagreement(graph: Graph, module: nn.Module, x: Floats, source: str = "the 
             "cannot be captured"
         )
     return ratio
+
+
+def _run(graph: Graph, module: nn.Module, x: Floats, source: str = "samples") -> Floats:
+    dtype = next((p.dtype for p in module.parameters()), torch.float32)
+    given = torch.from_numpy(x if graph.timed else x[:, 0])
+    try:
+        with torch.no_grad():
+            made: Floats = module.eval()(given.long() if graph.vocabulary else given.to(dtype)).double().numpy()
+    except Exception as e:
+        raise InputError(f"{graph.name}: the module fails on {source}, {x.shape}: {type(e).__name__}: {e}") from e
+    return made
 
 
 class Capture:

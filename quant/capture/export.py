@@ -40,13 +40,13 @@ h = h + z * (x - h), LinearRecurrence()(q, k, v, decay) is S = decay * S + k v^T
 class Traced:
     """An exported program, its graph with loops over time rolled up, and their step functions by name.
 
-    rolled: the number of steps for which it was exported, if there are such loops; else None.
+    fixed: the number of steps, where it was exported for these only: so it must be compared with its module; else None.
     """
 
     program: ExportedProgram
     graph: fx.Graph
     bodies: Mapping[str, fx.Graph]
-    rolled: int | None = None
+    fixed: int | None = None
 
 
 def export_module(module: nn.Module, shape: tuple[int, ...], ids: bool) -> Traced:
@@ -99,15 +99,16 @@ def traced(program: ExportedProgram) -> Traced:
             "write what it remembers as the state of a loop over time"
         )
     bodies = {k: m.graph for k, m in program.graph_module.named_children() if isinstance(m, fx.GraphModule)}
-    x = next((n for n in program.graph.nodes if n.name in program.graph_signature.user_inputs), None)
-    steps = x.meta["val"].shape[1] if x is not None and x.meta["val"].ndim in (2, 3) else None
+    x = next(n for n in program.graph.nodes if n.op == "placeholder" and n.name in program.graph_signature.user_inputs)
+    value = x.meta.get("val")
+    steps = value.shape[1] if isinstance(value, torch.Tensor) and value.ndim in (2, 3) else None
     if not isinstance(steps, int):
         return Traced(program, program.graph, bodies)
     graph = fx.Graph()
     places: dict[fx.Node, fx.Node] = {}
     graph.output(graph.graph_copy(program.graph, places))
-    rolled = roll(graph, bodies, steps)
-    return Traced(program, graph, bodies, steps if rolled else None)
+    roll(graph, bodies, steps)
+    return Traced(program, graph, bodies, steps)
 
 
 def _steps(module: nn.Module, shape: tuple[int, ...]) -> int:

@@ -38,11 +38,11 @@ def scan(c: Capture, n: fx.Node) -> None:
     for user in n.users:
         index = user.args[1]
         assert isinstance(index, int)
+        if made[index] not in step.values:
+            raise c.error(n, "the step of a scan has a result that does not depend on its input")
+        c.values[user] = step.values[made[index]]
         if index < len(initial):
-            c.values[user] = step.values[made[index]]
             c.finals.add(user)
-        else:
-            c.values[user] = step.values[made[index]]
     c.vocabulary = step.vocabulary
 
 

@@ -39,7 +39,12 @@ SIZE = re.compile(
 )
 """What a size may be made of: symbols, whole numbers, and few functions; no name of anything else, and no power."""
 
-OPERATOR = re.compile(r"(torch\.ops\.(aten|isobit|higher_order)\.\w+(\.\w+)?|_operator\.\w+|torch\.sym_\w+|math\.\w+)")
+OPERATOR = re.compile(
+    r"torch\.ops\.(aten|isobit)\.(?!from_file\b)\w+(\.\w+)?|torch\.sym_\w+|math\.\w+"
+    r"|torch\.ops\.higher_order\.(scan|cond|while_loop|map_impl|associative_scan)"
+    r"|_operator\.(getitem|add|sub|mul|floordiv|truediv|mod|neg|pow|eq|ne|ge|le|gt|lt|and_|or_)"
+)
+"""Operators that compute, and touch no file and no program; which of them are taken is up to capture."""
 
 NAME = re.compile(r"[A-Za-z_]\w*")
 

@@ -79,13 +79,13 @@ Leaf = Read | Now | Before | Same
 """What an operand of a step is."""
 
 
-def roll(graph: fx.Graph, bodies: dict[str, fx.Graph], steps: int) -> bool:
+def roll(graph: fx.Graph, bodies: dict[str, fx.Graph], steps: int) -> None:
     """Rolls up the loops of a graph, traced for `steps` steps; their step functions join `bodies`.
 
-    Returns whether there was one.  Raises CannotRoll.
+    Raises CannotRoll.
     """
     make_plain(graph, steps)
-    found, tried = False, set[tuple[fx.Node, int]]()
+    tried = set[tuple[fx.Node, int]]()
     while (results := next_loop(graph, steps)) or collect_last(graph, steps, tried):
         if not results:
             continue
@@ -96,8 +96,6 @@ def roll(graph: fx.Graph, bodies: dict[str, fx.Graph], steps: int) -> bool:
             _roll(graph, bodies, _Loop(graph, results, steps))
         except CannotRoll as e:
             raise CannotRoll(f"{e}, in the loop that makes {results[0].rows[-1].name} ({line})") from None
-        found = True
-    return found
 
 
 @dataclass

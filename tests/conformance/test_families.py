@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -20,12 +18,10 @@ from isobit.quant.zoo.families import FAMILIES
 from isobit.targets.gpu.driver import NO_GPU
 from isobit.targets.target import TARGETS
 from isobit.targets.verify import EXACT, NOT_RUN, verify
-from isobit.tools.families import BARS, SIZES, fidelity, load, markdown, quantized, shape_of, worst
-from isobit.tools.status_table import with_block
+from isobit.tools.families import BARS, SEQUENCES, SIZES, fidelity, quantized, shape_of, worst
 from tests.families import groups, joined
 from tests.models import Builder
 
-ROOT = Path(__file__).resolve().parents[2]
 TOOLS = pytest.mark.needs("gcc", "g++", "arm-none-eabi-gcc", "qemu-system-arm")
 TOGETHER = [t for t in TARGETS if t not in ("cpu", "gpu")]
 """Targets that build a group at once; LLVM and NVRTC take longer for one large function than for several small ones."""
@@ -33,7 +29,12 @@ TOGETHER = [t for t in TARGETS if t not in ("cpu", "gpu")]
 SHORT = 64
 """Steps of the noise in the default suite."""
 
+
 each_group = pytest.mark.parametrize("families", list(groups()), ids=lambda names: f"{names[0]}..{names[-1]}")
+
+
+def short(family: str, size: str) -> Quantized:
+    return quantized(family, size, steps=SHORT, calibration=SEQUENCES)
 
 
 def assert_exact(made: dict[str, Quantized], size: str, targets: list[str]) -> None:
@@ -46,7 +47,7 @@ def assert_exact(made: dict[str, Quantized], size: str, targets: list[str]) -> N
 @TOOLS
 @each_group
 def test_the_tiny_size_is_exact_on_every_target_and_close_to_float(families: tuple[str, ...]) -> None:
-    made = {f: quantized(f, "tiny", steps=SHORT) for f in families}
+    made = {f: short(f, "tiny") for f in families}
     ratios = {f: fidelity(q, shape_of(f, "tiny"), steps=SHORT)["snr"] for f, q in made.items()}
     assert {f: r for f, r in ratios.items() if r < BARS["w8a8"]} == {}
     assert_exact(made, "tiny", TOGETHER)
@@ -58,7 +59,7 @@ def test_the_tiny_size_is_exact_on_every_target_and_close_to_float(families: tup
 @TOOLS
 @each_group
 def test_the_odd_size_is_exact_on_every_target(families: tuple[str, ...]) -> None:
-    made = {f: quantized(f, "odd", steps=SHORT) for f in families}
+    made = {f: short(f, "odd") for f in families}
     assert_exact(made, "odd", TOGETHER)
     for f, q in made.items():
         assert_exact({f: q}, "odd", ["cpu", "gpu"])
@@ -67,7 +68,7 @@ def test_the_odd_size_is_exact_on_every_target(families: tuple[str, ...]) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_tiny_size_is_exact_or_compiled_for_the_gpu(family: str) -> None:
-    assert_exact({family: quantized(family, "tiny", steps=SHORT)}, "tiny", ["gpu"])
+    assert_exact({family: short(family, "tiny")}, "tiny", ["gpu"])
 
 
 @pytest.mark.slow
@@ -76,25 +77,6 @@ def test_the_tiny_size_is_exact_or_compiled_for_the_gpu(family: str) -> None:
 def test_the_signal_to_noise_ratio_against_float(family: str, size: str) -> None:
     for recipe, bar in BARS.items():
         assert worst(family, size, recipe)["snr"] >= bar
-
-
-def test_the_stored_table_has_every_family_exact_and_above_the_bars() -> None:
-    table = load()
-    assert list(table) == list(FAMILIES), "run `make status`"
-    for family, sizes in table.items():
-        assert tuple(sizes) == SIZES
-        for entry in sizes.values():
-            assert list(entry["targets"]) == list(TARGETS)
-            assert {c["status"] for name, c in entry["targets"].items() if name != "gpu"} == {EXACT}, family
-            assert entry["targets"]["gpu"]["status"] in (EXACT, NOT_RUN)
-            assert {recipe: f["snr"] >= BARS[recipe] for recipe, f in entry["fidelity"].items()} == dict.fromkeys(
-                BARS, True
-            ), family
-
-
-def test_the_readme_shows_the_stored_table() -> None:
-    readme = (ROOT / "README.md").read_text()
-    assert with_block(readme, markdown(load()), "families") == readme, "run `make status`"
 
 
 class Spiking(nn.Module):

@@ -18,6 +18,7 @@ from isobit.targets.plan import plan
 from isobit.targets.target import TARGETS, Options, target
 from isobit.targets.verify import EXACT, verify
 from isobit.tools.status import op_program
+from tests.feedback import FEEDBACK, gated_cell, loops
 from tests.models import mamba_block
 from tests.primitives import primitive_programs, primitive_vectors
 
@@ -78,8 +79,16 @@ def test_a_mamba_block_of_odd_sizes(name: str) -> None:
 
 
 @every_target
-def test_taps_equal_the_reference(name: str, tmp_path: Path) -> None:
-    program = mamba_block()
+@pytest.mark.parametrize("which", FEEDBACK)
+def test_programs_that_feed_back(name: str, which: str) -> None:
+    program = FEEDBACK[which]()
+    assert_exact(program, name, list(golden(program)))
+
+
+@every_target
+@pytest.mark.parametrize("make", [mamba_block, loops], ids=["a Mamba block", "loops"])
+def test_taps_equal_the_reference(name: str, make: Callable[[], Program], tmp_path: Path) -> None:
+    program = make()
     v = next(iter(golden(program)))
     expected: Arrays = {}
     interpret(program, v.inputs, None, expected)
@@ -91,8 +100,9 @@ def test_taps_equal_the_reference(name: str, tmp_path: Path) -> None:
 
 
 @every_target
-def test_state_is_saved_loaded_reset_and_never_leaks(name: str, tmp_path: Path) -> None:
-    program = mamba_block()
+@pytest.mark.parametrize("make", [mamba_block, gated_cell], ids=["a Mamba block", "a cell"])
+def test_state_is_saved_loaded_reset_and_never_leaks(name: str, make: Callable[[], Program], tmp_path: Path) -> None:
+    program = make()
     x = next(v for v in golden(program, steps=12) if v.name == "random").inputs
     (tmp_path / "package").mkdir()
     (tmp_path / "run").mkdir()
