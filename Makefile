@@ -29,7 +29,7 @@ test: setup ## the tests that take under 10 minutes
 
 # pytest exits with 5 when it selects no test.
 test-slow: setup ## the other tests
-	$(BIN)/python -m pytest -m slow || [ $$? -eq 5 ]
+	$(BIN)/python -m pytest -m slow -n $(JOBS) || [ $$? -eq 5 ]
 
 lint: setup ## ruff, mypy and clang-format, changing nothing
 	$(BIN)/ruff check .
