@@ -192,11 +192,11 @@ def test_a_state_cannot_be_forced() -> None:
 
 @pytest.mark.parametrize("target", [pytest.param(t, marks=TOOLS) for t in TARGETS if t != "gpu"])
 def test_values_may_be_named_like_loop_indices(target: str) -> None:
-    """A convolution over y and x, of input x and output y."""
+    """A layer at every y and x, of input x and output y."""
     torch.manual_seed(0)
-    made = quantize(nn.Conv2d(1, 2, 3), np.random.default_rng(0).normal(size=(2, 1, 4, 5)), name="m")
-    program = made.program
-    assert {"x", "y"} <= set("".join(n.index for n in program.nodes)) & {"x", *program.outputs}
+    program = quantize(nn.Conv2d(2, 3, 1), np.random.default_rng(0).normal(size=(2, 2, 4, 5)), name="m").program
+    assert (program.inputs[0].name, program.outputs) == ("x", ("y",))
+    assert {"y", "x"} <= set(program.nodes[0].labels.output)
     (row,) = verify(program, [target], list(golden(program, steps=2))).rows
     assert row.status == EXACT, f"{row.reason}\n{row.divergence}"
 
