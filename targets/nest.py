@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal as TypeLiteral
 
 from isobit.quant.check import Checked, carry_name, check
@@ -183,6 +184,7 @@ MATERIALISED = (Structure.LAYOUT, Structure.HISTORY)
 """Structures whose output is always a stored value."""
 
 
+@cache
 def identifier(name: str) -> str:
     """A value's name in generated code: letters, digits and underscores of ASCII, no digit first."""
     text = "".join(ch if ch.isascii() and ch.isalnum() else "_" for ch in name)

@@ -49,6 +49,7 @@ def assert_exact(program: Program, vectors: list[Vectors], arch: str | None = No
     assert row.status == EXACT, f"{row.reason}\n{row.divergence}"
 
 
+@pytest.mark.slow
 def test_the_taps_of_every_op_equal_the_reference(tmp_path: Path) -> None:
     program = every_case()
     session = target("cpu").start(built("cpu", program, tmp_path / "package"), tmp_path, traced=True)

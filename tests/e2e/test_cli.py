@@ -14,7 +14,7 @@ import pytest
 from isobit.export.onnx.load import load, save
 from isobit.quant.interpret import interpret
 from isobit.targets.target import TARGETS
-from isobit.tools import status
+from isobit.tools import families, status
 from tests.commandline import Result, installed, isobit
 from tests.models import mamba_block
 
@@ -255,12 +255,19 @@ def test_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cell = {"status": "not-run", "reason": "no [/] GPU"}
     (tmp_path / "status.json").write_text(json.dumps({"silu": {"gpu": cell}}))
     monkeypatch.setattr(status, "STORED", tmp_path / "status.json")
-    assert isobit("status", "--json").json == {"ops": {"silu": {"gpu": cell}}}
+    figures = {recipe: {"snr": 47.1, "agreement": 0.985} for recipe in families.BARS}
+    zoo = {"MoM": {"tiny": {"targets": dict.fromkeys(TARGETS, cell), "fidelity": figures}}}
+    (tmp_path / "families.json").write_text(json.dumps(zoo))
+    monkeypatch.setattr(families, "STORED", tmp_path / "families.json")
+    assert isobit("status", "--json").json == {"ops": {"silu": {"gpu": cell}}, "families": zoo}
+    assert "MoM" in [row["family"] for row in isobit("families", "--json").json]
     for command, word in (
         ("targets", "boards of mcu: m0"),
         ("ops", "silu"),
         ("recipes", "w4a8"),
+        ("families", "Griffin's gated linear recurrence"),
         ("status", "no [/] GPU"),
+        ("status", "98.5 %"),
     ):
         assert word in succeeded(isobit(command)).out
     assert succeeded(isobit("--version")).out.startswith("isobit, version ")

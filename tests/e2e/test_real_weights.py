@@ -37,10 +37,10 @@ TOOLS = ("gcc", "g++", "arm-none-eabi-gcc", "qemu-system-arm")
 SIXTEEN = {"act_bits": 16}
 REVERSING = {
     "w8a16": Recipe("w8a16", act_bits=16),
-    "cheapest uniform": Recipe("w8a13s15", act_bits=13, state_bits=15),
-    "cheapest": Recipe("w8a8 and 16", layers={"rwkv1.*": SIXTEEN, "rwkv2.recurrence": SIXTEEN, "ffn?.value": SIXTEEN}),
+    "w8a13s15": Recipe("w8a13s15", act_bits=13, state_bits=15),
+    "w8a8-16": Recipe("w8a8-16", layers={"rwkv1.*": SIXTEEN, "rwkv2.recurrence": SIXTEEN, "ffn?.value": SIXTEEN}),
 }
-"""Recipes that keep 99.9 % of the digits.  The last has 16-bit operands only where 8 bits lose digits."""
+"""Recipes that keep 99.9 % of the digits; the last has 16-bit operands only where 8 bits lose digits."""
 
 
 def data(name: str) -> Path:
