@@ -83,7 +83,7 @@ def fold(c: Capture, n: fx.Node, op: str) -> bool:
     if not all(i in c.tensors or i in c.sizes or i in c.shaped for i in operands):
         return False
     varies = isinstance(value, Tensor) and any(isinstance(d, torch.SymInt) for d in value.shape)
-    if varies or not all(i in c.tensors for i in n.all_input_nodes):
+    if varies or not all(i in c.tensors for i in operands):
         result = _result(c, n)
         if isinstance(result, Tensor):
             c.shaped[n] = result
@@ -97,7 +97,7 @@ def _parameter(c: Capture, n: fx.Node, op: str) -> None:
     result = _result(c, n)
     if not isinstance(result, Tensor):
         raise c.error(n, f"{op} of parameters gives {type(result).__name__}, expected a tensor")
-    formula = f"{op.split('.')[1]}({', '.join(c.tensors[i][0] for i in n.all_input_nodes)})"
+    formula = f"{op.split('.')[1]}({', '.join(c.tensors[i][0] for i in _operands(n))})"
     names = {name for name, _ in c.tensors.values()}
     formula = next(f for i in range(len(names) + 1) if (f := formula + "'" * i) not in names)
     check_finite(f"parameter {formula}", result)

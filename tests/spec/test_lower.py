@@ -139,8 +139,21 @@ def test_wide_integers_of_a_sensor_are_narrowed_for_a_matmul() -> None:
     assert layer_snr(q.program, q.graph, samples(1))["y"] > 33
 
 
-def test_a_step_at_a_time_gives_the_sequence() -> None:
-    q = quantized(lambda: MambaClassifier(C, 3, 8, 1, d_state=4))
+class First(nn.Module):
+    """The first result of a recurrent layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.LSTM(C, 5, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x)[0]
+        return y
+
+
+@pytest.mark.parametrize("make", [lambda: MambaClassifier(C, 3, 8, 1, d_state=4), First], ids=["Mamba", "LSTM"])
+def test_a_step_at_a_time_gives_the_sequence(make: Callable[[], nn.Module]) -> None:
+    q = quantized(make)
     inputs = program_inputs(q.program, samples(2, 3, 12))
     whole, last = interpret(q.program, inputs)
     states, rows = None, []
