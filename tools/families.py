@@ -7,8 +7,11 @@ steps, or as many pixels of images; the scales come from CALIBRATION sequences o
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TypedDict
 
@@ -17,7 +20,8 @@ import numpy as np
 from isobit.quant.calibrate.observe import check_samples
 from isobit.quant.capture.graph import Floats
 from isobit.quant.errors import IsobitError
-from isobit.quant.program import Arrays
+from isobit.quant.ops import OPS, RECURRENCE
+from isobit.quant.program import Arrays, Program
 from isobit.quant.quantize import Quantized, agreement, layer_snr, program_inputs, quantize
 from isobit.quant.vectors import Vectors, golden
 from isobit.quant.zoo.families import FAMILIES
@@ -34,6 +38,9 @@ SEQUENCES, STEPS, SEEDS = 8, 256, (0, 1, 2)
 BARS: Mapping[str, float] = {"w8a8": 15.0, "w8a16": 32.0}
 """Least signal-to-noise ratio in dB, over all outputs, by recipe."""
 
+NARROW = "w8a8"
+"""The recipe of the figures that the table shows once."""
+
 CALIBRATION = 64
 """Sequences: a model may do on its first step what it never does again (TTT-Linear's largest update), once in each."""
 
@@ -45,9 +52,12 @@ GOLDEN_STEPS = 8
 
 
 class Figures(TypedDict):
-    """snr: of all outputs in dB, decisions as the float model makes them; agreement: the share of equal decisions."""
+    """snr: of all outputs in dB, decisions as the float model makes them.  recurrence: the least of a recurrence's, for
+    an output may hide one (Mamba's, at first, adds little to it).  agreement: the share of equal decisions.
+    """
 
     snr: float
+    recurrence: float | None
     agreement: float | None
 
 
@@ -98,17 +108,40 @@ def quantized(
 def fidelity(made: Quantized, shape: Shape, seed: int = 0, steps: int = STEPS) -> Figures:
     """The integers against the float model, on noise that the scales do not come from."""
     x = check_samples(noise(shape, seed, steps), made.graph, "noise")
+    ratios = layer_snr(made.program, made.graph, x, forced=True)
+    made_by_recurrences = recurrences(made.program)
     return {
-        "snr": layer_snr(made.program, made.graph, x, forced=True)["y"],
+        "snr": ratios["y"],
+        "recurrence": min((r for k, r in ratios.items() if _value(k) in made_by_recurrences), default=None),
         "agreement": agreement(made.program, made.graph, x),
     }
+
+
+def recurrences(program: Program) -> set[str]:
+    """The float model's values that recurrences make, and those that a step hands to the next one."""
+    made = {n.output for n in program.nodes if OPS[n.op].structure is RECURRENCE}
+    held = {n.inputs[0] for n in program.nodes if n.op == "hold"}
+    return {_value(name) for name in made | held}
+
+
+def _value(name: str) -> str:
+    """Of which value of the float model a node's output is a form."""
+    return re.sub(r"\.(acc|kept|q\d+)$", "", name)
+
+
+def _least(figures: Iterable[float | None]) -> float | None:
+    return min((f for f in figures if f is not None), default=None)
 
 
 def worst(family: str, size: str, recipe: str) -> Figures:
     """The least of each figure over SEEDS, rounded."""
     found = [fidelity(quantized(family, size, recipe, seed), shape_of(family, size), seed) for seed in SEEDS]
-    shares = [f["agreement"] for f in found if f["agreement"] is not None]
-    return {"snr": round(min(f["snr"] for f in found), 1), "agreement": round(min(shares), 4) if shares else None}
+    within, shares = (_least(f[figure] for f in found) for figure in ("recurrence", "agreement"))
+    return {
+        "snr": round(min(f["snr"] for f in found), 1),
+        "recurrence": None if within is None else round(within, 1),
+        "agreement": None if shares is None else round(shares, 4),
+    }
 
 
 def real_input(made: Quantized, shape: Shape) -> Arrays:
@@ -121,19 +154,21 @@ def golden_steps(shape: Shape) -> int:
 
 
 def measure(progress: Callable[[str], None] = lambda _: None) -> Table:
-    """Both sizes of every family: verified on every target, and compared with the float model."""
-    return {family: {size: _measure(family, size, progress) for size in SIZES} for family in FAMILIES}
+    """Both sizes of every family: verified on every target, and compared with the float model; a process a core."""
+    cases = [(family, size) for family in FAMILIES for size in SIZES]
+    table: Table = {family: {} for family in FAMILIES}
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+        for (family, size), entry in zip(cases, pool.map(entry_of, *zip(*cases, strict=True)), strict=True):
+            progress(f"{family}, {size}: {entry['fidelity']}")
+            table[family][size] = entry
+    return table
 
 
-def _measure(family: str, size: str, progress: Callable[[str], None]) -> Entry:
-    progress(f"{family}, {size}: quantize")
+def entry_of(family: str, size: str) -> Entry:
+    """What is measured of one model."""
     made, shape = quantized(family, size), shape_of(family, size)
     vectors = list(golden(made.program, real_input(made, shape), golden_steps(shape)))
-    targets = dict[str, Cell]()
-    for name in TARGETS:
-        progress(f"{family}, {size}, on {name}")
-        targets[name] = _verified(made, name, vectors)
-    progress(f"{family}, {size}, against float")
+    targets = {name: _verified(made, name, vectors) for name in TARGETS}
     return {"targets": targets, "fidelity": {recipe: worst(family, size, recipe) for recipe in BARS}}
 
 
@@ -145,7 +180,7 @@ def _verified(made: Quantized, target: str, vectors: Sequence[Vectors]) -> Cell:
     return {"status": row.status, "reason": row.reason}
 
 
-NUMBERS = (*(f"{recipe}, dB" for recipe in BARS), "decisions")
+NUMBERS = (*(f"{recipe}, dB" for recipe in BARS), "recurrence, dB", "decisions")
 COLUMNS = ("family", *NUMBERS, *TARGETS)
 
 
@@ -154,9 +189,11 @@ def cells(table: Table) -> Iterator[list[str]]:
     for family, sizes in table.items():
         entries = list(sizes.values())
         ratios = [f"{min(e['fidelity'][recipe]['snr'] for e in entries):.1f}" for recipe in BARS]
-        shares = [f["agreement"] for e in entries if (f := e["fidelity"]["w8a8"])["agreement"] is not None]
-        agreed = f"{100 * min(shares):.1f} %" if shares else ""
-        yield [family, *ratios, agreed, *(_cell([e["targets"][name] for e in entries]) for name in TARGETS)]
+        within, shares = (
+            _least(e["fidelity"][NARROW][figure] for e in entries) for figure in ("recurrence", "agreement")
+        )
+        numbers = (*ratios, "" if within is None else f"{within:.1f}", "" if shares is None else f"{shares:.1%}")
+        yield [family, *numbers, *(_cell([e["targets"][name] for e in entries]) for name in TARGETS)]
 
 
 def _cell(found: Sequence[Cell]) -> str:

@@ -533,6 +533,13 @@ def _custom(op: str, operands: int, parameters: tuple[int, ...] = ()) -> Rule:
     return rule
 
 
+def _diagonal_recurrence(c: Capture, n: fx.Node) -> None:
+    decay, x = n.args[0], c.value(n, 1)
+    if isinstance(decay, fx.Node) and decay in c.shaped:
+        raise c.error(n, f"the decay is a parameter for every step, expected one of shape {c.dims[x]} for all of them")
+    c.emit(n, "diagonal_recurrence", (c.value(n, 0) if c.is_value(decay) else c.parameter(n, 0), x))
+
+
 def _causal_conv1d(c: Capture, n: fx.Node) -> None:
     x, weight, bias = c.value(n, 0), c.parameter(n, 1), c.parameter(n, 2)
     kernel = c.parameters[weight].shape[1]
@@ -642,7 +649,7 @@ RULES: dict[str, Rule] = {
     "isobit.causal_fir.default": _causal_fir,
     "isobit.running_mean.default": _custom("running_mean", 1),
     "isobit.selective_recurrence.default": _selective_recurrence,
-    "isobit.diagonal_recurrence.default": _custom("diagonal_recurrence", 2),
+    "isobit.diagonal_recurrence.default": _diagonal_recurrence,
     "isobit.convex_recurrence.default": _custom("convex_recurrence", 2),
     "isobit.linear_recurrence.default": composite.linear_recurrence,
     "isobit.delta_recurrence.default": composite.delta_recurrence,

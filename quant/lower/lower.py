@@ -59,7 +59,7 @@ def _lowered(
         low.recipe = recipe.at(n.loc)
         try:
             RULES[n.op].emit(low, n)
-            for v in (v for v, end in last.items() if end == i and v not in low.own_state):
+            for v in (v for v in reversed(last) if last[v] == i and v not in low.own_state):
                 _hold(low, low.producer[v])
         except CheckError as e:
             raise InputError(f"{n.loc} ({n.op}): {e}") from e
@@ -74,7 +74,10 @@ MOVES = ("scale", "reshape", "permute", "slice")
 
 
 def _last_readers(graph: Graph) -> dict[str, int]:
-    """By value that the next step reads: the last node that reads it as it was before, or makes it."""
+    """By value that the next step reads: the last node that reads it as it was before, or makes it.
+
+    What is itself an older value comes later in the result, and of those with one last reader it is to be held first.
+    """
     place = {n.output: i for i, n in enumerate(graph.nodes)}
     origin: dict[str, str] = {}
     last: dict[str, int] = {}
@@ -88,7 +91,31 @@ def _last_readers(graph: Graph) -> dict[str, int]:
                 last[origin[v]] = max(last[origin[v]], i)
                 if n.op in MOVES:
                     origin[n.output] = origin[v]
-    return last
+    return _older_first(graph, last, origin)
+
+
+def _older_first(graph: Graph, last: dict[str, int], origin: dict[str, str]) -> dict[str, int]:
+    """`last`, where a value that is an older one is held before this is."""
+    age = {v: _age(graph, v, origin) for v in last}
+    ordered = sorted(last, key=age.__getitem__)
+    for v in reversed(ordered):
+        if v in origin:
+            last[origin[v]] = max(last[origin[v]], last[v])
+    return {v: last[v] for v in ordered}
+
+
+def _age(graph: Graph, v: str, origin: dict[str, str]) -> int:
+    """How many steps ago the value was computed."""
+    line = [v]
+    while line[-1] in origin:
+        if origin[line[-1]] in line:
+            loc = next(n.loc for n in graph.nodes if n.output == v)
+            raise InputError(
+                f"{loc}: {len(line)} states of a loop over time change places at every step, and nothing new is "
+                "computed, which is not supported: compute one of them from something else"
+            )
+        line.append(origin[line[-1]])
+    return len(line) - 1
 
 
 def _hold(low: Lowering, n: GraphNode) -> None:

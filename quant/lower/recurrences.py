@@ -26,7 +26,7 @@ from isobit.quant.lower.quantity import (
     symmetric_scale,
 )
 from isobit.quant.ops.exp2 import FRAC
-from isobit.quant.program import IntType
+from isobit.quant.program import Array, IntType
 from isobit.quant.recipe import STATE_BITS
 
 UP_MAX = 7
@@ -220,15 +220,20 @@ def _decay_operand(low: Lowering, n: GraphNode, decay: str, axes: _Heads) -> tup
     """A decay per head, constant or not, or per key: Q0.15."""
     heads = axes.value[:-1]
     if decay in low.graph.parameters:
-        array = low.graph.parameters[decay]
-        if array.min() < 0 or array.max() > 1:
-            raise InputError(f"{n.loc}: its decay lies in [{array.min():g}, {array.max():g}], expected 0 to 1")
-        codes = np.minimum(np.rint(array / UNIT_SCALE), largest(16)).astype(np.int64)
+        codes = _decay_codes(low, n, decay)
         dims = low.graph.dims[n.output][: len(heads)]
         codes = np.broadcast_to(codes.reshape(codes.shape if codes.ndim else (1,) * len(heads)), dims)
         return low.constant(f"{n.output}.decay", codes, IntType(15, signed=False), UNIT_SCALE), heads
     held = low.need(decay, UNIT)
     return held, f"t{heads}" if len(held.dims) == len(heads) else f"t{heads}k"
+
+
+def _decay_codes(low: Lowering, n: GraphNode, decay: str) -> Array:
+    """A decay that is a parameter, in Q0.15."""
+    array = low.graph.parameters[decay]
+    if array.min() < 0 or array.max() > 1:
+        raise InputError(f"{n.loc}: its decay lies in [{array.min():g}, {array.max():g}], expected 0 to 1")
+    return np.minimum(np.rint(array / UNIT_SCALE), largest(16)).astype(np.int64)
 
 
 def recall(low: Lowering, n: GraphNode) -> None:
@@ -289,9 +294,8 @@ def _diagonal_state(low: Lowering, n: GraphNode) -> Quantity:
 
 def _elementwise_decay(low: Lowering, n: GraphNode, decay: str) -> tuple[Quantity | str, str]:
     if decay in low.graph.parameters:
-        array = low.graph.parameters[decay]
-        codes = np.clip(np.rint(array / UNIT_SCALE), 0, largest(16)).astype(np.int64)
-        return low.constant(f"{n.output}.decay", codes, IntType(15, signed=False), UNIT_SCALE), letters(array.ndim)
+        codes = _decay_codes(low, n, decay)
+        return low.constant(f"{n.output}.decay", codes, IntType(15, signed=False), UNIT_SCALE), letters(codes.ndim)
     held = low.need(decay, UNIT)
     return held, f"t{letters(len(held.dims))}"
 

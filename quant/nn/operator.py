@@ -16,6 +16,11 @@ def first_shape(first: Tensor, *rest: Argument) -> Sequence[int]:
     return first.shape
 
 
+def second_shape(first: Tensor, second: Tensor, *rest: Argument) -> Sequence[int]:
+    """The shape of the second argument, to which the first one broadcasts."""
+    return second.shape
+
+
 def third_shape(first: Tensor, second: Tensor, third: Tensor, *rest: Argument) -> Sequence[int]:
     """The shape of the third argument: the values v after q and k."""
     return third.shape

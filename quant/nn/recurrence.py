@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from isobit.quant.nn.operator import custom_op, third_shape
+from isobit.quant.nn.operator import custom_op, second_shape, third_shape
 
 CHUNK = 64
 """Steps whose matrix states exist at the same time."""
@@ -89,7 +89,7 @@ def _linear_recurrence(q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, bo
 
 
 def _diagonal_recurrence(decay: Tensor, x: Tensor) -> Tensor:
-    return scan(decay, x).clone(memory_format=torch.contiguous_format)
+    return scan(decay.expand_as(x), x).clone(memory_format=torch.contiguous_format)
 
 
 def _convex_recurrence(gate: Tensor, x: Tensor) -> Tensor:
@@ -137,8 +137,8 @@ def linear_recurrence(
     return _linear_recurrence_op(q, k, v, decay, bonus)
 
 
-diagonal_recurrence = custom_op("diagonal_recurrence", _diagonal_recurrence)
-"""(decay, x) -> h, all (B, T, C): h_t = decay_t * h_{t-1} + x_t."""
+diagonal_recurrence = custom_op("diagonal_recurrence", _diagonal_recurrence, second_shape)
+"""(decay, x) -> h, all (B, T, C): h_t = decay_t * h_{t-1} + x_t.  A decay that never changes may be (C,)."""
 
 convex_recurrence = custom_op("convex_recurrence", _convex_recurrence)
 """(gate, x) -> h, all (B, T, C): h_t = h_{t-1} + gate_t * (x_t - h_{t-1}), with gates in [0, 1].

@@ -6,17 +6,20 @@ The floors are what the widths allow, some dB below what was measured: a wrong s
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._higher_order_ops.scan import scan
 from torch.nn import functional
 
 from isobit.quant.capture.graph import Floats
+from isobit.quant.errors import InputError
 from isobit.quant.interpret import interpret
 from isobit.quant.lower.edges import InputSpec, input_spec, quantize_input
-from isobit.quant.nn import CausalConv1d, RunningMean, SelectiveRecurrence
+from isobit.quant.nn import CausalConv1d, RunningMean, SelectiveRecurrence, diagonal_recurrence
 from isobit.quant.program import IntType
 from isobit.quant.quantize import Quantized, layer_snr, program_inputs, quantize, snr
 from isobit.quant.zoo.mamba import MambaBlock, MambaClassifier, ResidualBlock
@@ -203,3 +206,59 @@ def test_the_type_of_integers_is_the_smallest_that_holds_them() -> None:
 def test_snr() -> None:
     assert snr(np.array([10.0, 0.0]), np.array([9, 0]), 1.0) == pytest.approx(20)
     assert snr(np.array([1.0]), np.array([2]), 0.5) == float("inf")
+
+
+class Decayed(nn.Module):
+    """A recurrence that fades by a factor per channel."""
+
+    def __init__(self, decay: float) -> None:
+        super().__init__()
+        self.decay = nn.Parameter(torch.full((C,), decay))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return diagonal_recurrence(self.decay, x)
+
+
+def test_a_decay_outside_0_to_1_is_refused() -> None:
+    q = quantized(lambda: Decayed(0.75))
+    assert layer_snr(q.program, q.graph, samples(1))["y"] > 40
+    for decay in (-0.25, 1.5):
+        with pytest.raises(InputError, match=rf"its decay lies in \[{decay}, {decay}\], expected 0 to 1"):
+            quantized(partial(Decayed, decay))
+
+
+def test_a_decay_that_is_laid_out_per_step_is_refused() -> None:
+    with pytest.raises(InputError, match=r"the decay is a parameter for every step, expected one of shape \(6,\)"):
+        quantized(lambda: Call(lambda x, a, _: diagonal_recurrence(torch.full_like(x, 0.5), a)))
+
+
+Carry = tuple[Tensor, Tensor, Tensor]
+
+
+class Handed(nn.Module):
+    """States that are older ones, seen otherwise; none starts from zero, so that none is a plain delay."""
+
+    def __init__(self, step: Callable[[Tensor, Carry], Carry]) -> None:
+        super().__init__()
+        self.step = step
+
+    def forward(self, x: Tensor) -> Tensor:
+        def step(carry: Carry, now: Tensor) -> tuple[Carry, Tensor]:
+            return self.step(now, carry), now + carry[1] - carry[2]
+
+        start = tuple(torch.full_like(x[:, 0], value) for value in (0.25, 0.5, -0.5))
+        out: Tensor = scan(step, start, x, dim=1)[1]
+        return out
+
+
+def test_states_that_are_older_ones_are_held_in_their_order() -> None:
+    q = quantized(lambda: Handed(lambda x, c: (torch.tanh(x + 0.3 * c[0]), 2 * c[0], 0.5 * c[1])), "w8a16")
+    assert [n.output for n in q.program.nodes if n.op == "hold"] == [
+        f"tiny.{v}.held" for v in ("scale_3", "scale_2", "tanh")
+    ]
+    assert layer_snr(q.program, q.graph, samples(1))["y"] > 60
+
+
+def test_states_that_change_places_are_refused() -> None:
+    with pytest.raises(InputError, match=r"^tiny: 2 states .* change places at every step"):
+        quantized(lambda: Handed(lambda x, c: (torch.tanh(x + c[0]), 1 * c[2], 1 * c[1])))
