@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from isobit.quant.calibrate.observe import float_outputs
-from isobit.quant.capture import aten, final, time_last
+from isobit.quant.capture import final, time_last
 from isobit.quant.capture.constants import changes_an_operand, check_finite, check_tensor, fold, used
 from isobit.quant.capture.export import HOW_TO_GO_ON, ROLL, Traced, export_module
 from isobit.quant.capture.graph import Attribute, Dims, Floats, Graph, GraphNode
 from isobit.quant.capture.lines import user_line
+from isobit.quant.capture.loops.recurrent import recognise
 from isobit.quant.capture.program_file import ExportedModule
-from isobit.quant.capture.recurrent import recognise
+from isobit.quant.capture.rules import layout, table
 from isobit.quant.capture.simplify import simplify
 from isobit.quant.errors import InputError
 
@@ -33,8 +34,8 @@ def capture(module: nn.Module, example_shape: Sequence[int], name: str = "model"
 
     example_shape: (B, T, channels) of a sequence model, (B, T) of one that takes integer identifiers (`ids`), or
     (B, C, H, W) of an image model; only what is not B or T matters.  Parameters must be finite float32 or float64.
-    Raises InputError, naming the user's layer and line, where the module uses anything outside the rules of `aten`, or
-    loops over time in a way that cannot be rolled up.
+    Raises InputError, naming the user's layer and line, where the module uses anything outside RULES, or loops over
+    time in a way that cannot be rolled up.
     """
     shape = tuple(example_shape)
     if len(shape) != (2 if ids else 3) and (ids or len(shape) != 4):
@@ -234,24 +235,24 @@ class Capture:
         if self._runs_along_time(op) and (self.one_step or moved):
             where = "of one step" if self.one_step else "whose axis 1 is not time"
             raise self.error(n, f"{op} on a value {where} is not supported: it runs along the time of (B, T, ...)")
-        if self._runs_along_time(op) and not (self.timed or self.one_step or op in aten.ALONG_POSITIONS):
-            taken = " and ".join(aten.ALONG_POSITIONS)
+        if self._runs_along_time(op) and not (self.timed or self.one_step or op in table.ALONG_POSITIONS):
+            taken = " and ".join(table.ALONG_POSITIONS)
             raise self.error(n, f"{op} in an image model is not supported: along positions only {taken} are")
         if self.timed and (final.take(self, n, op) or time_last.take(self, n, op)):
             return
-        if op in aten.RULES:
-            aten.RULES[op](self, n)
+        if op in table.RULES:
+            table.RULES[op](self, n)
         elif self.is_identity(op):
             self.values[n] = self.value(n, 0)
-        elif op not in aten.PARTS:
-            raise self.error(n, f"{op} is not supported; supported: {', '.join(aten.SUPPORTED)}")
+        elif op not in layout.PARTS:
+            raise self.error(n, f"{op} is not supported; supported: {', '.join(table.SUPPORTED)}")
 
     def is_identity(self, op: str) -> bool:
         """Whether an operator changes nothing in eval mode."""
-        return op in aten.IDENTITIES
+        return op in table.IDENTITIES
 
     def _runs_along_time(self, op: str) -> bool:
-        return op.startswith("isobit.") and op not in aten.ONE_STEP
+        return op.startswith("isobit.") and op not in table.ONE_STEP
 
     def error(self, n: fx.Node, message: str) -> InputError:
         """An InputError that names the user's layer and line, and how to go on."""

@@ -10,9 +10,9 @@ import torch
 from torch import fx, nn
 from torch.export import Dim, ExportedProgram, export
 
-from isobit.quant.capture.cells import whole_cells
 from isobit.quant.capture.constants import changes_an_operand, check_finite, check_tensor
-from isobit.quant.capture.rolled import FEWEST, CannotRoll, roll
+from isobit.quant.capture.loops.rolled import FEWEST, CannotRoll, roll
+from isobit.quant.capture.whole_layers import whole_cells
 from isobit.quant.errors import InputError
 
 HOW_TO_GO_ON = (

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-import isobit.quant.capture.cells
+import isobit.quant.capture.whole_layers
 import isobit.quant.nn  # noqa: F401  # The operators that a file may name.
 from isobit.quant.capture.export import ROLL, Traced, traced
-from isobit.quant.capture.rolled import CannotRoll
+from isobit.quant.capture.loops.rolled import CannotRoll
 from isobit.quant.errors import InputError
 
 EXPORT = """save it again with:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram, export
 
-from isobit.quant.capture.cells import whole_cells
+from isobit.quant.capture.whole_layers import whole_cells
 from isobit.quant.zoo.sequence_families import SEQUENCE_FAMILIES
 
 OPERATORS = {

@@ -19,7 +19,7 @@ from torch import Tensor, fx
 
 from isobit.quant.capture.constants import concrete
 from isobit.quant.capture.lines import user_line
-from isobit.quant.capture.unrolled import (
+from isobit.quant.capture.loops.unrolled import (
     Collected,
     axis,
     collect_last,

@@ -1,7 +1,6 @@
-"""Operators that are several of the graph's: LSTM, GRU, the delta rules, WKV, xLSTM, attention, spikes.
+"""Recurrences, convolutions along time and cells that feed back, written with the operators of isobit.quant.nn.
 
-A node may read another one, which stands behind it, as it was one step before (`previous`, `recall`): so a cell feeds
-back.
+A node may read another one, which stands behind it, as it was one step before (`previous`, `recall`).
 """
 
 from __future__ import annotations
@@ -12,119 +11,64 @@ import numpy as np
 import torch
 from torch import fx
 
-from isobit.quant.capture.graph import NEVER, Attribute, Dims, Floats
+from isobit.quant.capture.graph import NEVER
+from isobit.quant.capture.rules.builder import Builder, Rule
 
 if TYPE_CHECKING:
     from isobit.quant.capture.capture import Capture
 
 
-class _Builder:
-    """Adds the graph nodes of one exported node, all in its layer."""
+def custom(op: str, operands: int, parameters: tuple[int, ...] = ()) -> Rule:
+    """An operator of isobit.quant.nn that is one of the graph: values first, then parameters."""
 
-    def __init__(self, c: Capture, n: fx.Node) -> None:
-        self.c, self.n = c, n
+    def rule(c: Capture, n: fx.Node) -> None:
+        values = [c.value(n, i) for i in range(operands) if i not in parameters]
+        c.emit(n, op, (*values, *(c.parameter(n, i) for i in parameters)))
 
-    def value(self, position: int) -> str:
-        return self.c.value(self.n, position)
-
-    def dims(self, v: str) -> Dims:
-        return self.c.dims[v]
-
-    def named(self, role: str) -> str:
-        """A name for a node that comes later."""
-        return self.c.unique(f"{self.c.loc(self.n)}.{role}")
-
-    def add(
-        self, op: str, *inputs: str, role: str = "", name: str = "", dims: Dims | None = None, **attrs: Attribute
-    ) -> str:
-        """dims: those to which the values among the operands broadcast, where None."""
-        if dims is None:
-            dims = np.broadcast_shapes(*(self.c.dims[i] for i in inputs if i in self.c.dims))
-        return self.c.add(self.n, op, inputs, role or op, dims, attrs, name)
-
-    def previous(self, name: str, dims: Dims, initial: float = 0.0) -> str:
-        return self.add("previous", name, role=f"{name.rpartition('.')[2]}_before", dims=dims, initial=initial)
-
-    def linear(self, x: str, weight: str, *bias: str, role: str, contracted: int = 1) -> str:
-        w, x_dims = self.c.parameters[weight], self.dims(x)
-        dims = (*x_dims[: len(x_dims) - contracted], *w.shape[: w.ndim - contracted])
-        return self.add("linear", x, weight, *bias, role=role, dims=dims, contracted=contracted)
-
-    def parameter(self, name: str, array: np.ndarray) -> str:
-        return self.c.enter(name, torch.from_numpy(np.ascontiguousarray(array)))
-
-    def array(self, position: int) -> tuple[str, np.ndarray]:
-        """A parameter of the exported node and its name."""
-        name = self.c.parameter(self.n, position)
-        return name, self.c.parameters[name]
-
-    def negative(self, x: str) -> str:
-        return self.add("scale", x, self.parameter("-1.0", np.array(-1.0)), role="neg")
-
-    def reshaped(self, x: str, *dims: int) -> str:
-        if self.dims(x) == dims:
-            return x
-        return self.c.add(self.n, "reshape", (x,), "reshape", dims, {"dims": dims})
-
-    def done(self, name: str) -> None:
-        self.c.values[self.n] = name
+    return rule
 
 
-def cell(c: Capture, n: fx.Node) -> None:
-    """nn.LSTM or nn.GRU, as `isobit.quant.capture.cells` keeps them."""
-    tensors, kind = n.args[1:3]
-    assert isinstance(tensors, list | tuple)
-    arrays = [c.tensors[t][1].double().numpy() for t in tensors]  # type: ignore[index]
-    size = arrays[1].shape[1]
-    per_layer = 4 if len(arrays) > 2 and arrays[2].ndim == 1 else 2
-    zeros = [np.zeros(len(arrays[0]))] * 2
-    layers = [(*arrays[i : i + per_layer], *zeros)[:4] for i in range(0, len(arrays), per_layer)]
-    b, x = _Builder(c, n), c.value(n, 0)
-    for i, layer in enumerate(layers):
-        x = (_lstm if kind == "lstm" else _gru)(b, x, layer, size, f"l{i}")
-    b.done(x)
+def causal_conv1d(c: Capture, n: fx.Node) -> None:
+    x, weight, bias = c.value(n, 0), c.parameter(n, 1), c.parameter(n, 2)
+    kernel = c.parameters[weight].shape[1]
+    if kernel < 2:
+        raise c.error(n, "a causal convolution with a kernel of 1 keeps no history, expected a kernel of at least 2")
+    if c.timed:
+        c.emit(n, "causal_conv1d", (x, weight, bias))
+        return
+    convolution_along_positions(c, n, x, weight, bias)
 
 
-def _gate(
-    b: _Builder, x: str, h: str, weights: tuple[Floats, ...], rows: slice, role: str, sign: int = 1
-) -> tuple[str, str]:
-    """The part of one gate that x makes, and the part that h makes."""
-    w_x, w_h, b_x, b_h = (sign * w[rows] for w in weights)
-    parts = []
-    for v, w, start, of in ((x, w_x, b_x, "x"), (h, w_h, b_h, "h")):
-        path = f"{b.c.loc(b.n)}.{role}_{of}"
-        bias = (b.parameter(f"{path}.bias", start),) if start.any() else ()
-        parts.append(b.linear(v, b.parameter(f"{path}.weight", w), *bias, role=f"{role}_{of}"))
-    return parts[0], parts[1]
+def causal_fir(c: Capture, n: fx.Node) -> None:
+    x, weight, bias = c.value(n, 0), c.parameter(n, 1), c.parameter(n, 2)
+    if c.parameters[weight].shape[2] < 2:
+        matrix = c.enter(f"{weight}[:, :, 0]", torch.from_numpy(c.parameters[weight][:, :, 0].copy()))
+        c.emit(n, "linear", (x, matrix, bias), contracted=1)
+        return
+    c.emit(n, "causal_fir", (x, weight, bias))
 
 
-def _lstm(b: _Builder, x: str, weights: tuple[Floats, ...], size: int, tag: str) -> str:
-    """Hochreiter and Schmidhuber 1997, with a forget gate: c = f c + i g, h = o tanh(c)."""
-    name = b.named(f"h_{tag}")
-    before, gates = b.previous(name, (size,)), {}
-    for i, gate in enumerate("ifgo"):
-        parts = _gate(b, x, before, weights, slice(i * size, (i + 1) * size), f"{gate}_{tag}")
-        total = b.add("add", *parts, role=f"{gate}_{tag}_in")
-        gates[gate] = b.add("tanh" if gate == "g" else "sigmoid", total, role=f"{gate}_{tag}")
-    new = b.add("mul", gates["i"], gates["g"], role=f"ig_{tag}")
-    cell_state = b.add("diagonal_recurrence", gates["f"], new, role=f"c_{tag}")
-    return b.add("mul", gates["o"], b.add("tanh", cell_state, role=f"tanh_c_{tag}"), name=name)
+def selective_recurrence(c: Capture, n: fx.Node) -> None:
+    u, dt, b, k = (c.value(n, i) for i in (0, 1, 3, 4))
+    c.emit(n, "selective_recurrence", (u, dt, b, k, c.parameter(n, 2)), inner=int(not c.timed))
 
 
-def _gru(b: _Builder, x: str, weights: tuple[Floats, ...], size: int, tag: str) -> str:
-    """Cho et al. 2014, with the reset gate on the product, as in torch: h = (1 - z) n + z h; 1 - z is a sigmoid too."""
-    name = b.named(f"h_{tag}")
-    before = b.previous(name, (size,))
-    reset_in = b.add("add", *_gate(b, x, before, weights, slice(0, size), f"r_{tag}"), role=f"r_{tag}_in")
-    parts = _gate(b, x, before, weights, slice(size, 2 * size), f"not_z_{tag}", -1)
-    update = b.add("sigmoid", b.add("add", *parts, role=f"not_z_{tag}_in"), role=f"not_z_{tag}")
-    seen, kept = _gate(b, x, before, weights, slice(2 * size, 3 * size), f"n_{tag}")
-    reset = b.add("sigmoid", reset_in, role=f"r_{tag}")
-    new = b.add("add", seen, b.add("mul", reset, kept, role=f"rh_{tag}"), role=f"n_{tag}_in")
-    return b.add("convex_recurrence", update, b.add("tanh", new, role=f"n_{tag}"), name=name)
+def diagonal_recurrence(c: Capture, n: fx.Node) -> None:
+    decay, x = n.args[0], c.value(n, 1)
+    if isinstance(decay, fx.Node) and decay in c.shaped:
+        raise c.error(n, f"the decay is a parameter for every step, expected one of shape {c.dims[x]} for all of them")
+    c.emit(n, "diagonal_recurrence", (c.value(n, 0) if c.is_value(decay) else c.parameter(n, 0), x))
 
 
-def _decay(b: _Builder, position: int) -> tuple[str, ...]:
+def convolution_along_positions(c: Capture, n: fx.Node, x: str, weight: str, bias: str) -> None:
+    """A causal depthwise convolution along the first axis of an image model's positions, zeros before them."""
+    b = Builder(c, n)
+    kernel, (length, channels) = c.parameters[weight].shape[1], b.dims(x)
+    padded = b.add("pad", x, role="padded", dims=(length + kernel - 1, channels), axis=0, before=kernel - 1, after=0)
+    b.done(b.add("positions_conv1d", padded, weight, bias, role="out", dims=(length, channels)))
+
+
+def _decay(b: Builder, position: int) -> tuple[str, ...]:
     """The decay operand of a recurrence: a value, a parameter, or none."""
     operand = b.n.args[position] if position < len(b.n.args) else None
     if operand is None:
@@ -132,7 +76,7 @@ def _decay(b: _Builder, position: int) -> tuple[str, ...]:
     return (b.value(position),) if b.c.is_value(operand) else (b.c.parameter(b.n, position),)
 
 
-def _grouped(b: _Builder, k: str, decay: tuple[str, ...], *per_head: str) -> tuple[tuple[str, ...], list[str]]:
+def _grouped(b: Builder, k: str, decay: tuple[str, ...], *per_head: str) -> tuple[tuple[str, ...], list[str]]:
     """The decay and values per head as (G, R, ...), R heads for every one of G groups with common keys."""
     groups, heads = b.dims(k)[0], b.dims(per_head[0])[0]
     if groups == heads:
@@ -148,7 +92,7 @@ def _grouped(b: _Builder, k: str, decay: tuple[str, ...], *per_head: str) -> tup
 
 def linear_recurrence(c: Capture, n: fx.Node) -> None:
     """With a bonus u, o = S q + (q . (u k)) v, S from before the step (Peng et al. 2024, "Eagle and Finch", eq. 19)."""
-    b = _Builder(c, n)
+    b = Builder(c, n)
     q, k, v = (b.value(i) for i in range(3))
     decay = _decay(b, 3)
     if not c.optional(n, 4):
@@ -177,7 +121,7 @@ def linear_recurrence(c: Capture, n: fx.Node) -> None:
 
 def delta_recurrence(c: Capture, n: fx.Node) -> None:
     """S = a S; S = S + beta k (v - S k)^T, o = S q (Yang et al. 2024, "Gated Delta Networks", eq. 10)."""
-    b = _Builder(c, n)
+    b = Builder(c, n)
     q, k, v, beta = (b.value(i) for i in range(4))
     decay = _decay(b, 4)
     name, whole = b.named("out"), b.dims(v)
@@ -201,7 +145,7 @@ def delta_recurrence(c: Capture, n: fx.Node) -> None:
 
 def generalized_delta_recurrence(c: Capture, n: fx.Node) -> None:
     """S = S diag(w) + (S a) b^T + v k^T, o = S r (Peng et al. 2025, "RWKV-7", eq. 17 and 18)."""
-    b = _Builder(c, n)
+    b = Builder(c, n)
     r, decay, k, v, a, other = (b.value(i) for i in range(6))
     name = b.named("out")
     removed = b.add("recall", a, name, role="removed", dims=b.dims(v))
@@ -210,7 +154,7 @@ def generalized_delta_recurrence(c: Capture, n: fx.Node) -> None:
 
 def complex_recurrence(c: Capture, n: fx.Node) -> None:
     """h = a h + u, y = 2 Re(c h), of complex h (Gu et al. 2022, S4D, eq. 3), as real and imaginary parts."""
-    b, u = _Builder(c, n), c.value(n, 0)
+    b, u = Builder(c, n), c.value(n, 0)
     (name_re, a_re), (name_im, a_im), (c_name, c_re), (d_name, c_im) = (b.array(i) for i in range(1, 5))
     dims = a_re.shape
     re, im = b.named("re"), b.named("im")
@@ -228,7 +172,7 @@ def complex_recurrence(c: Capture, n: fx.Node) -> None:
 
 def dense_recurrence(c: Capture, n: fx.Node) -> None:
     """m = A m + x (Voelker et al. 2019, "Legendre Memory Units", eq. 4)."""
-    b, x = _Builder(c, n), c.value(n, 0)
+    b, x = Builder(c, n), c.value(n, 0)
     name = b.named("memory")
     moved = b.linear(b.previous(name, b.dims(x)), c.parameter(n, 1), role="moved")
     b.done(b.add("add", moved, x, name=name))
@@ -236,7 +180,7 @@ def dense_recurrence(c: Capture, n: fx.Node) -> None:
 
 def wkv4(c: Capture, n: fx.Node) -> None:
     """RWKV-4's WKV with the running maximum of its exponents (Peng et al. 2023, "RWKV", appendix D)."""
-    b = _Builder(c, n)
+    b = Builder(c, n)
     k, v = b.value(0), b.value(1)
     decay, rate = b.array(2)
     top, num, den = b.named("m"), b.named("numerator"), b.named("denominator")
@@ -263,7 +207,7 @@ def wkv4(c: Capture, n: fx.Node) -> None:
 
 def slstm(c: Capture, n: fx.Node) -> None:
     """xLSTM's cell with scalar memory (Beck et al. 2024, eq. 8 to 18)."""
-    b = _Builder(c, n)
+    b = Builder(c, n)
     recurrent, weights = b.array(4)
     dims = b.dims(b.value(0))
     h, m = b.named("h"), b.named("m")
@@ -286,7 +230,7 @@ def slstm(c: Capture, n: fx.Node) -> None:
 
 def mlstm(c: Capture, n: fx.Node) -> None:
     """xLSTM's cell with matrix memory (Beck et al. 2024, eq. 19 to 27)."""
-    b = _Builder(c, n)
+    b = Builder(c, n)
     q, k, v, i, f = (b.value(j) for j in range(5))
     heads = b.dims(i)
     m = b.named("m")
@@ -305,63 +249,15 @@ def mlstm(c: Capture, n: fx.Node) -> None:
 
 def running_logsumexp(c: Capture, n: fx.Node) -> None:
     """L = x + softplus(L - x), the logarithm of a running sum of exponentials."""
-    b, x = _Builder(c, n), c.value(n, 0)
+    b, x = Builder(c, n), c.value(n, 0)
     name = b.named("logsumexp")
     ahead = b.add("sub", b.previous(name, b.dims(x), NEVER), x, role="ahead")
     b.done(b.add("add", x, b.add("softplus", ahead, role="gain"), name=name))
 
 
-def causal_attention(c: Capture, n: fx.Node) -> None:
-    """Softmax attention on a ring of the last keys and values (Vaswani et al. 2017, eq. 1)."""
-    b = _Builder(c, n)
-    q, k, v = (b.value(i) for i in range(3))
-    window, factor = n.args[3], n.args[4]
-    assert isinstance(window, int)
-    assert isinstance(factor, int | float)
-    (heads, size), (groups, width) = b.dims(q), b.dims(v)
-    scaled = b.add("scale", q, b.parameter(str(factor), np.array(float(factor))), role="scaled_q")
-    grouped = b.reshaped(scaled, groups, heads // groups, size)
-    if window > 1:
-        k = b.add("history", k, role="keys", dims=(window, groups, size), length=window)
-        v = b.add("history", v, role="values", dims=(window, groups, width), length=window)
-    else:
-        k, v = b.reshaped(k, 1, groups, size), b.reshaped(v, 1, groups, width)
-    dims = (groups, heads // groups, window)
-    scores = b.add("einsum", grouped, k, role="scores", dims=dims, index="grd,wgd->grw")
-    weights = b.add("softmax", scores, role="weights", masked=1)
-    mixed = b.add("einsum", weights, v, role="mixed", dims=(*dims[:2], width), index="grw,wgv->grv")
-    b.done(b.reshaped(mixed, heads, width))
-
-
-def rotary(c: Capture, n: fx.Node) -> None:
-    """Pairs (i, i + D/2) turned by the step's number times theta_i (Su et al. 2021, RoPE)."""
-    b, x = _Builder(c, n), c.value(n, 0)
-    theta, angles = b.array(1)
-    heads, size = b.dims(x)
-    half = size // 2
-    first, second = (
-        b.add("slice", x, role=role, dims=(heads, half), axis=1, start=start, step=1, size=half)
-        for role, start in (("first", 0), ("second", half))
-    )
-    turn = [b.add("rotation", x, theta, role=how, dims=angles.shape, how=how) for how in ("cos", "sin")]
-    cos, sin = (b.reshaped(f, 1, half) for f in turn)
-
-    def turned(op: str, u: str, w: str, role: str) -> str:
-        return b.add(op, b.add("mul", u, cos, role=f"{role}_cos"), b.add("mul", w, sin, role=f"{role}_sin"), role=role)
-
-    parts = turned("sub", first, second, "turned_first"), turned("add", second, first, "turned_second")
-    b.done(b.add("concat", *parts, role="out", dims=(heads, size), axis=1))
-
-
-def top_k_mask(c: Capture, n: fx.Node) -> None:
-    k = n.args[1]
-    assert isinstance(k, int)
-    c.emit(n, "top_k", (c.value(n, 0),), k=k)
-
-
 def lif(c: Capture, n: fx.Node) -> None:
     """Leaky integrate-and-fire neurons (Zhu et al. 2023, SpikeGPT, eq. 1 to 3)."""
-    b, x = _Builder(c, n), c.value(n, 0)
+    b, x = Builder(c, n), c.value(n, 0)
     leak, threshold = (float(a) for a in n.args[1:3])  # type: ignore[arg-type]
     name = b.named("potential")
     before = b.previous(name, b.dims(x))
@@ -377,7 +273,7 @@ def lif(c: Capture, n: fx.Node) -> None:
 
 def ttt_linear(c: Capture, n: fx.Node) -> None:
     """A linear model that learns at every step from k to v, then reads q (Sun et al. 2024, TTT-Linear, eq. 4 and 9)."""
-    b = _Builder(c, n)
+    b = Builder(c, n)
     q, k, v, eta = (b.value(i) for i in range(4))
     weight, bias, start = (c.parameter(n, i) for i in (4, 5, 6))
     heads, _ = b.dims(q)
@@ -405,11 +301,3 @@ def ttt_linear(c: Capture, n: fx.Node) -> None:
     b.add("linear_recurrence", q, k, step, name=name, dims=b.dims(q))
     normal = b.add("layer_norm", read(q, name, "read"), weight, bias, role="normal", eps=1e-6, over=1)
     b.done(b.add("add", q, normal, role="out"))
-
-
-def convolution_along_positions(c: Capture, n: fx.Node, x: str, weight: str, bias: str) -> None:
-    """A causal depthwise convolution along the first axis of an image model's positions, zeros before them."""
-    b = _Builder(c, n)
-    kernel, (length, channels) = c.parameters[weight].shape[1], b.dims(x)
-    padded = b.add("pad", x, role="padded", dims=(length + kernel - 1, channels), axis=0, before=kernel - 1, after=0)
-    b.done(b.add("positions_conv1d", padded, weight, bias, role="out", dims=(length, channels)))

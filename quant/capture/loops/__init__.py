@@ -1,0 +1,1 @@
+"""Loops over time: rolled up where they were unrolled, taken step by step, and recognised as recurrences."""
