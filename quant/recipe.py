@@ -88,3 +88,15 @@ def recipe_named(name: str) -> Recipe:
     if name not in RECIPES:
         raise InputError(f"there is no recipe '{name}'; there are {', '.join(RECIPES)}")
     return RECIPES[name]
+
+
+def with_layers(recipe: Recipe, texts: Iterable[str]) -> Recipe:
+    """Widths of single layers as a command line writes them: PATTERN:state_bits=32,act_bits=16."""
+    layers = dict(recipe.layers)
+    for text in texts:
+        pattern, _, widths = text.rpartition(":")
+        pairs = [part.partition("=") for part in widths.split(",")]
+        if not pattern or not all(key and (bits.isdecimal() or bits == "certified") for key, _, bits in pairs):
+            raise InputError(f"layer widths '{text}', expected PATTERN:WIDTH=BITS, as in 'blocks.0.*:state_bits=32'")
+        layers[pattern] = {key: CERTIFIED if bits == "certified" else int(bits) for key, _, bits in pairs}
+    return replace(recipe, layers=layers)

@@ -65,7 +65,14 @@ def demo(targets: str, out: Path, as_json: bool) -> None:
 @click.option(
     "--weights", type=click.Path(path_type=Path), help="A .safetensors file for pkg.mod:factory or zoo:FAMILY."
 )
-@click.option("--recipe", default="w8a8", show_default=True, help="Bit widths (w8a8, w8a16).")
+@click.option("--recipe", default="w8a8", show_default=True, help="Bit widths by name (see: isobit recipes).")
+@click.option(
+    "--layer",
+    "layers",
+    multiple=True,
+    metavar="PATTERN:WIDTH=BITS",
+    help="Other widths for layers by their paths, 'blocks.0.*:state_bits=32,act_bits=16'; may be given again.",
+)
 @click.option(
     "--calib",
     type=click.Path(path_type=Path),
@@ -82,6 +89,7 @@ def quantize(
     model: str,
     weights: Path | None,
     recipe: str,
+    layers: tuple[str, ...],
     calib: Path,
     input_scale: float | None,
     t_max: int,
@@ -98,7 +106,7 @@ def quantize(
     """
     from isobit.tools.commands import quantize_command
 
-    quantize_command(model, weights, recipe, calib, input_scale, t_max, name, out, as_json)
+    quantize_command(model, weights, recipe, layers, calib, input_scale, t_max, name, out, as_json)
 
 
 @cli.command()

@@ -13,6 +13,7 @@ from isobit.export.onnx.load import load, save
 from isobit.quant.calibrate.observe import check_array
 from isobit.quant.errors import InputError, IsobitError
 from isobit.quant.program import Arrays, Program
+from isobit.quant.recipe import recipe_named, with_layers
 from isobit.quant.vectors import Vectors, golden
 from isobit.targets.mcu.target import board_of
 from isobit.targets.target import Artifact, NotHere, Options, target
@@ -26,6 +27,7 @@ def quantize_command(
     model: str,
     weights: Path | None,
     recipe: str,
+    layers: tuple[str, ...],
     calib: Path,
     input_scale: float | None,
     t_max: int,
@@ -38,6 +40,7 @@ def quantize_command(
     check_output_file(out)
     samples = read_arrays(calib, ("x",))["x"]
     check_array(samples, f"{calib}: array x")
+    widths = with_layers(recipe_named(recipe), layers)
     from isobit.quant.capture.factory import load_model, name_of
     from isobit.quant.quantize import input_spec, quantize
 
@@ -49,7 +52,7 @@ def quantize_command(
         spec = input_spec(samples, input_scale, str(calib))
         name = name or name_of(model)
         try:
-            result = quantize(module, samples, recipe, name=name, input=spec, t_max=t_max, progress=tell)
+            result = quantize(module, samples, widths, name=name, input=spec, t_max=t_max, progress=tell)
         except InputError as e:
             raise InputError(f"{model} with {calib}, array x of shape {samples.shape}: {e}") from e
         tell(f"write {out}")

@@ -54,7 +54,10 @@ def families_command(as_json: bool) -> None:
 def recipes_command(as_json: bool) -> None:
     from isobit.quant.recipe import RECIPES
 
-    rows = [vars(r) | {"state_bits": r.state_bits or "certified"} for r in RECIPES.values()]
+    rows = [
+        {k: v for k, v in vars(r).items() if k != "layers"} | {"state_bits": r.state_bits or "certified"}
+        for r in RECIPES.values()
+    ]
     if as_json:
         show.print_json(rows)
     else:

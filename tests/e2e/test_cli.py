@@ -125,6 +125,16 @@ def test_quantize_a_zoo_model(digits: Path, tmp_path: Path, monkeypatch: pytest.
     assert min(ratios.values()) > 15
 
 
+def test_quantize_with_states_of_other_widths(digits: Path, tmp_path: Path) -> None:
+    layers = "layers.0.*:state_bits=32", "layers.1.*:state_bits=8,act_bits=12"
+    options = [o for layer in layers for o in ("--layer", layer)]
+    np.savez(tmp_path / "x.npz", x=np.load(digits / "digits.npz")["x"][:32] / 16)
+    succeeded(isobit("quantize", "digits", "--calib", tmp_path / "x.npz", "-o", tmp_path / "m.onnx", *options))
+    states = {s.name: str(s.type.elem) for s in load(tmp_path / "m.onnx").states}
+    assert states["layers.0.mixer.recurrence.state"] == "i32"
+    assert states["layers.1.mixer.recurrence.state"] == "i8"
+
+
 @pytest.mark.parametrize("name", [pytest.param(t, marks=pytest.mark.needs(*NEEDS.get(t, ()))) for t in TARGETS])
 def test_build_twice_gives_the_same_bytes(name: str, digits: Path, tmp_path: Path) -> None:
     if name == "interpret":
@@ -255,7 +265,7 @@ def test_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cell = {"status": "not-run", "reason": "no [/] GPU"}
     (tmp_path / "status.json").write_text(json.dumps({"silu": {"gpu": cell}}))
     monkeypatch.setattr(status, "STORED", tmp_path / "status.json")
-    figures = {recipe: {"snr": 47.1, "agreement": 0.985} for recipe in families.BARS}
+    figures = {recipe: {"snr": 47.1, "recurrence": 31.5, "agreement": 0.985} for recipe in families.BARS}
     zoo = {"MoM": {"tiny": {"targets": dict.fromkeys(TARGETS, cell), "fidelity": figures}}}
     (tmp_path / "families.json").write_text(json.dumps(zoo))
     monkeypatch.setattr(families, "STORED", tmp_path / "families.json")
