@@ -192,7 +192,11 @@ def cells(table: Table) -> Iterator[list[str]]:
         within, shares = (
             _least(e["fidelity"][NARROW][figure] for e in entries) for figure in ("recurrence", "agreement")
         )
-        numbers = (*ratios, "" if within is None else f"{within:.1f}", "" if shares is None else f"{shares:.1%}")
+        numbers = (
+            *ratios,
+            "" if within is None else f"{within:.1f}",
+            "" if shares is None else f"{100 * shares:.1f} %",
+        )
         yield [family, *numbers, *(_cell([e["targets"][name] for e in entries]) for name in TARGETS)]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -18,10 +20,12 @@ from isobit.quant.zoo.families import FAMILIES
 from isobit.targets.gpu.driver import NO_GPU
 from isobit.targets.target import TARGETS
 from isobit.targets.verify import EXACT, NOT_RUN, verify
-from isobit.tools.families import BARS, SEQUENCES, SIZES, Figures, fidelity, quantized, shape_of
+from isobit.tools.families import BARS, SEQUENCES, SIZES, Figures, fidelity, load, markdown, quantized, shape_of
+from isobit.tools.status_table import with_block
 from tests.families import groups, joined
 from tests.models import Builder
 
+ROOT = Path(__file__).resolve().parents[2]
 TOOLS = pytest.mark.needs("gcc", "g++", "arm-none-eabi-gcc", "qemu-system-arm")
 TOGETHER = [t for t in TARGETS if t not in ("cpu", "gpu")]
 """Targets that build a group at once; LLVM and NVRTC take longer for one large function than for several small ones."""
@@ -81,6 +85,26 @@ def test_the_signal_to_noise_ratio_against_float(family: str, size: str) -> None
     seed = SIZES.index(size)
     for recipe, bar in BARS.items():
         assert below(fidelity(quantized(family, size, recipe, seed), shape_of(family, size), seed), bar) is None
+
+
+def test_the_stored_table_has_every_family_exact_and_above_the_bars() -> None:
+    table = load()
+    assert list(table) == list(FAMILIES), "run `make status`"
+    for family, sizes in table.items():
+        assert tuple(sizes) == SIZES
+        for entry in sizes.values():
+            assert list(entry["targets"]) == list(TARGETS)
+            assert {c["status"] for name, c in entry["targets"].items() if name != "gpu"} == {EXACT}, family
+            gpu = entry["targets"]["gpu"]
+            assert gpu["status"] == EXACT or (gpu["status"], gpu["reason"]) == (NOT_RUN, NO_GPU)
+            assert {recipe: below(entry["fidelity"][recipe], bar) for recipe, bar in BARS.items()} == dict.fromkeys(
+                BARS
+            )
+
+
+def test_the_readme_shows_the_stored_table() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert with_block(readme, markdown(load()), "families") == readme, "run `make status`"
 
 
 class Spiking(nn.Module):
