@@ -23,6 +23,7 @@ from isobit.quant.errors import IsobitError
 from isobit.quant.ops import OPS, RECURRENCE
 from isobit.quant.program import Arrays, Program
 from isobit.quant.quantize import Quantized, agreement, layer_snr, program_inputs, quantize
+from isobit.quant.recipe import Recipe
 from isobit.quant.vectors import Vectors, golden
 from isobit.quant.zoo.families import FAMILIES
 from isobit.quant.zoo.family import Shape
@@ -95,7 +96,12 @@ def slug(family: str) -> str:
 
 
 def quantized(
-    family: str, size: str, recipe: str = "w8a8", seed: int = 0, steps: int = STEPS, calibration: int = CALIBRATION
+    family: str,
+    size: str,
+    recipe: str | Recipe = "w8a8",
+    seed: int = 0,
+    steps: int = STEPS,
+    calibration: int = CALIBRATION,
 ) -> Quantized:
     """The model of the zoo, with the weights that torch draws after `seed`, as integers; calibration: sequences."""
     import torch

@@ -12,6 +12,7 @@ from isobit.quant.huggingface.config import Config
 from isobit.quant.huggingface.language_model import BACKBONE, LanguageModel
 from isobit.quant.huggingface.layers import Activation, CausalConv, activation, parameter
 from isobit.quant.nn import selective_recurrence
+from isobit.quant.zoo.blocks import PreNorm
 
 
 class MambaMixer(nn.Module):
@@ -54,18 +55,6 @@ class MambaMixer(nn.Module):
         return out
 
 
-class PreNormMixer(nn.Module):
-    """x + mixer(norm(x)): the layer of Mamba and Mamba-2."""
-
-    def __init__(self, norm: nn.Module, mixer: nn.Module) -> None:
-        super().__init__()
-        self.norm, self.mixer = norm, mixer
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = x + self.mixer(self.norm(x))
-        return out
-
-
 def build(config: Config, t_max: int | None) -> LanguageModel:
     """The model of a `mamba` or `falcon_mamba` configuration, its parameters to be loaded."""
     width, eps = config.integer("hidden_size"), config.number("layer_norm_epsilon", 1e-5)
@@ -74,7 +63,7 @@ def build(config: Config, t_max: int | None) -> LanguageModel:
         rank = config.integer("time_step_rank", rank)
     falcon = config.values["model_type"] == "falcon_mamba"
     layers = (
-        PreNormMixer(
+        PreNorm(
             nn.RMSNorm(width, eps),
             MambaMixer(
                 width,

@@ -12,8 +12,8 @@ from torch.nn import functional
 from isobit.quant.huggingface.config import Config
 from isobit.quant.huggingface.language_model import BACKBONE, LanguageModel
 from isobit.quant.huggingface.layers import Activation, CausalConv, activation, parameter
-from isobit.quant.huggingface.mamba import PreNormMixer
 from isobit.quant.nn import linear_recurrence
+from isobit.quant.zoo.blocks import PreNorm
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,6 @@ def build(config: Config, t_max: int | None) -> LanguageModel:
         config.interval("time_step_limit"),
     )
     count = config.integer("num_hidden_layers")
-    layers = (PreNormMixer(nn.RMSNorm(width, eps), Mamba2Mixer(sizes)) for _ in range(count))
+    layers = (PreNorm(nn.RMSNorm(width, eps), Mamba2Mixer(sizes)) for _ in range(count))
     tied = config.flag("tie_word_embeddings", False)
     return LanguageModel(BACKBONE, config.integer("vocab_size"), width, layers, nn.RMSNorm(width, eps), tied)

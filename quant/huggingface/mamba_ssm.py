@@ -9,8 +9,9 @@ from torch import nn
 from isobit.quant.huggingface.config import Config
 from isobit.quant.huggingface.language_model import BACKBONE, LanguageModel
 from isobit.quant.huggingface.layers import ACTIVATIONS
-from isobit.quant.huggingface.mamba import MambaMixer, PreNormMixer
+from isobit.quant.huggingface.mamba import MambaMixer
 from isobit.quant.huggingface.mamba2 import Mamba2Mixer, Mamba2Sizes
+from isobit.quant.zoo.blocks import PreNorm
 
 TENSORS = r"^backbone\.layers\.\d+\.mixer\.A_log$"
 """A tensor that every checkpoint of the library has."""
@@ -28,7 +29,7 @@ def build(config: Config, t_max: int | None) -> LanguageModel:
     ssm = config.section("ssm_cfg")
     second = ssm.choice("ssm_cfg.layer", ("Mamba1", "Mamba2"), "Mamba1") == "Mamba2"
     mixer = _mamba2 if second else _mamba
-    layers = (PreNormMixer(norm(width, EPS), mixer(ssm, width)) for _ in range(config.integer("n_layer")))
+    layers = (PreNorm(norm(width, EPS), mixer(ssm, width)) for _ in range(config.integer("n_layer")))
     vocabulary = math.ceil(config.integer("vocab_size") / multiple) * multiple
     tied = config.flag("tie_embeddings", True)
     return LanguageModel(BACKBONE, vocabulary, width, layers, norm(width, EPS), tied)

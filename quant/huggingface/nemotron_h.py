@@ -10,8 +10,8 @@ from isobit.quant.huggingface.config import Config
 from isobit.quant.huggingface.experts import Experts, SigmoidRouter
 from isobit.quant.huggingface.language_model import BACKBONE, LanguageModel
 from isobit.quant.huggingface.layers import Activation, Attention, activation, attention_window
-from isobit.quant.huggingface.mamba import PreNormMixer
 from isobit.quant.huggingface.mamba2 import Mamba2Mixer, Mamba2Sizes
+from isobit.quant.zoo.blocks import PreNorm
 
 PATTERN = {"M": "linear_attention", "E": "moe", "*": "full_attention", "-": "mlp"}
 """The kinds of layer by their letter in hybrid_override_pattern."""
@@ -63,7 +63,7 @@ def build(config: Config, t_max: int | None) -> LanguageModel:
             case _:
                 return _mlp(config, width, config.integer("intermediate_size"))
 
-    layers = (PreNormMixer(nn.RMSNorm(width, eps), mixer(kind)) for kind in _kinds(config))
+    layers = (PreNorm(nn.RMSNorm(width, eps), mixer(kind)) for kind in _kinds(config))
     return LanguageModel(BACKBONE, config.integer("vocab_size"), width, layers, nn.RMSNorm(width, eps), tied=False)
 
 

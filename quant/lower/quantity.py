@@ -318,9 +318,12 @@ class Lowering:
         return self.clock
 
     def past(self, v: str, initial: float = 0.0) -> Quantity:
-        """The state that holds a value's widest form from one step to the next, settled before the value is made."""
+        """The state that holds a value from one step to the next, in its widest form or in as many bits as states have.
+
+        It is settled before the value is made.
+        """
         if v not in self.held:
-            bits, dims = self.width(v), self.graph.dims[v]
+            bits, dims = min(self.width(v), self.recipe.held_bits), self.graph.dims[v]
             scale, name = self.scale_of(v, bits), f"{v}.state"
             bits = self.certified.get(name, bits)
             start = max(-largest(bits), min(largest(bits), round(initial / scale)))

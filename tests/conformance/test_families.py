@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from isobit.quant.interpret import interpret
 from isobit.quant.nn import LIF, heaviside, top_k_mask
 from isobit.quant.program import Arrays, Input, Program, TensorType, int_type
 from isobit.quant.quantize import Quantized, agreement, layer_snr, program_inputs, quantize
+from isobit.quant.recipe import Recipe
 from isobit.quant.vectors import golden
 from isobit.quant.zoo.families import FAMILIES
 from isobit.targets.gpu.driver import NO_GPU
@@ -33,6 +35,8 @@ TOGETHER = [t for t in TARGETS if t not in ("cpu", "gpu")]
 QUICK = ["interpret", "ort", "c"]
 """Targets of the default suite, for which a family is compiled in seconds."""
 
+OTHERS = [t for t in TARGETS if t not in QUICK]
+
 SHORT = 64
 """Steps of the noise in the default suite."""
 
@@ -40,8 +44,8 @@ SHORT = 64
 each_group = pytest.mark.parametrize("families", list(groups()), ids=lambda names: f"{names[0]}..{names[-1]}")
 
 
-def short(family: str, size: str) -> Quantized:
-    return quantized(family, size, steps=SHORT, calibration=SEQUENCES)
+def short(family: str, size: str, recipe: str | Recipe = "w8a8") -> Quantized:
+    return quantized(family, size, recipe, steps=SHORT, calibration=SEQUENCES)
 
 
 def assert_exact(made: dict[str, Quantized], size: str, targets: list[str]) -> None:
@@ -75,6 +79,24 @@ def test_both_sizes_are_exact_on_every_target(size: str, families: tuple[str, ..
     assert_exact(made, size, [t for t in TOGETHER if size != "tiny" or t not in QUICK])
     for f, q in made.items():
         assert_exact({f: q}, size, ["cpu", "gpu"])
+
+
+RECURRENT = ("Mamba", "GLA", "DeltaNet", "RWKV-4"), ("LSTM", "GRU", "minGRU", "S4D")
+NOT_RECURRENT = re.compile(r"\.ring$|\.time_shift\.state$|^clock\.")
+"""States that keep an operand, or a count, of the width that it has."""
+
+
+@TOOLS
+@pytest.mark.parametrize("targets", [QUICK, pytest.param(OTHERS, marks=pytest.mark.slow)], ids=["quick", "others"])
+@pytest.mark.parametrize("bits", [8, 32])
+@pytest.mark.parametrize("families", RECURRENT, ids=lambda names: f"{names[0]}..{names[-1]}")
+def test_states_of_8_and_of_32_bits(families: tuple[str, ...], bits: int, targets: list[str]) -> None:
+    made = {f: short(f, "odd", Recipe(f"state{bits}", state_bits=bits)) for f in families}
+    for f, q in made.items():
+        widths = {s.type.elem.bits for s in q.program.states if not NOT_RECURRENT.search(s.name)}
+        assert widths == {bits}, f
+        assert fidelity(q, shape_of(f, "odd"), steps=SHORT)["snr"] >= BARS["w8a8"]
+    assert_exact(made, "odd", targets)
 
 
 @pytest.mark.slow
