@@ -331,7 +331,7 @@ def test_certified_widths_end_saturation_and_cost_nothing(family: str) -> None:
 @pytest.mark.parametrize("family", ["GLA", "GRU"])
 def test_states_of_any_width_are_exact(family: str, bits: int) -> None:
     q, ratio = quantized(family, bits)
-    assert ratio > 30
+    assert ratio > (20 if bits == 8 else 30), "8 bits round the state itself at every step"
     if bits != CERTIFIED:
         assert bits in {s.type.elem.bits for s in q.program.states}
     for row in verify(q.program, ["c", "ort"], list(golden(q.program))).rows:
