@@ -22,7 +22,7 @@ def moved(n: Node, c: Checked, body: Body, given: list[Value]) -> Value:
     blocks = np.where(blocks < 0, total - 1 - blocks, blocks // block)
     stays = np.array_equal(blocks, np.arange(total + len(fills)))
     parts = [body.place(g, g.axes, element(t)) for g in given]
-    if len(parts) > 1 or not stays:
+    if len(parts) > 1 or fills or not stays:
         shapes = (body.constant([0, 0, count // block, block]) for count in counts)
         parts = [body.op("Reshape", part, shape) for part, shape in zip(parts, shapes, strict=True)]
     if fills:

@@ -184,6 +184,7 @@ TAKE_CASES = (
 PAD_CASES = (
     Case("both ends", "tlc->tmc", {"l": 4, "c": 3}, ("i8",), {"before": 2, "after": 1, "fill": -7}),
     Case("one end", "tcl->tcm", {"l": 4, "c": 3}, ("i16",), {"before": 0, "after": 3, "fill": 0}),
+    Case("after the last element", "tl->tm", {"l": 4}, ("i8",), {"before": 0, "after": 2, "fill": 3}),
     Case("one element", "tc->tmc", {"c": 3}, ("i8",), {"before": 1, "after": 1, "fill": 0}),
 )
 CONCAT_CASES = (
