@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 from isobit.quant.errors import InputError
+from isobit.quant.formats import format_named
+from isobit.quant.formats.format import Format
 
 STATE_BITS = 16
 """Of a state, unless something else is said."""
@@ -16,26 +18,42 @@ CERTIFIED = 0
 where there is none, STATE_BITS."""
 
 
+OF_LAYERS = ("weights", "activations", "act_bits", "wide_bits", "state_bits")
+"""What a layer may have of its own."""
+
+NAMES = ("weights", "activations")
+"""Of these, the names of formats; the others are numbers."""
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """Bit widths.  Every value is symmetric about zero; weights have a scale per output channel.
+    """Formats.  Every value is symmetric about zero; weights have a scale per output channel.
 
-    weight_bits: of matmuls and convolutions.  act_bits: their other operand, and B and C of recurrences.
+    weights: a format by its name, of matmuls and convolutions.  activations: a minifloat, of their other operands;
+    integers of act_bits where empty.  act_bits: also of keys and queries, B and C of recurrences.
     wide_bits: what enters a nonlinear, the step size and the drive of recurrences, gates, the residual stream, outputs.
     state_bits: of recurrences, up to 32; or CERTIFIED.  nonlinear: the mode of silu, softplus and exp.
     layers: for layers whose path matches a pattern (of fnmatch, the last that does), widths of their own.
     """
 
     name: str
-    weight_bits: int = 8
+    weights: str = "int8"
+    activations: str = ""
     act_bits: int = 8
     wide_bits: int = 16
     state_bits: int = STATE_BITS
     nonlinear: str = "quad"
-    layers: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    layers: Mapping[str, Mapping[str, int | str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        widths = {"weight_bits": self.weight_bits, "act_bits": self.act_bits, "wide_bits": self.wide_bits}
+        for key, format in (("weights", self.weights), ("activations", self.activations or "e4m3")):
+            try:
+                chosen = format_named(format)
+            except InputError as e:
+                raise InputError(f"recipe {self.name}: {key}: {e}") from e
+            if key == "activations" and (not isinstance(chosen, Format) or chosen.mantissa is None):
+                raise InputError(f"recipe {self.name}: activations is '{format}', expected a minifloat, as e4m3")
+        widths = {"act_bits": self.act_bits, "wide_bits": self.wide_bits}
         for key, bits in widths.items():
             if not 2 <= bits <= 16:
                 raise InputError(f"recipe {self.name}: {key} is {bits}, expected 2 to 16")
@@ -46,16 +64,24 @@ class Recipe:
         if self.nonlinear != "quad":
             raise InputError(f"recipe {self.name}: nonlinear is '{self.nonlinear}', expected quad")
         for pattern, own in self.layers.items():
-            names = {**widths, "state_bits": self.state_bits}
-            if unknown := sorted(set(own) - set(names)):
+            if unknown := sorted(set(own) - set(OF_LAYERS)):
                 raise InputError(
-                    f"recipe {self.name}, layers '{pattern}': there is no width {', '.join(unknown)}; "
-                    f"there are {', '.join(names)}"
+                    f"recipe {self.name}, layers '{pattern}': there is no {', '.join(unknown)}; "
+                    f"there are {', '.join(OF_LAYERS)}"
                 )
             self._with(pattern, own)
 
-    def _with(self, pattern: str, own: Mapping[str, int]) -> Recipe:
+    def _with(self, pattern: str, own: Mapping[str, int | str]) -> Recipe:
         return replace(self, name=f"{self.name}, layers '{pattern}'", layers={}, **own)  # type: ignore[arg-type]
+
+    @property
+    def operand(self) -> int | Format:
+        """Of matmuls and convolutions, beside the weights: a width of integers, or a minifloat."""
+        if not self.activations:
+            return self.act_bits
+        chosen = format_named(self.activations)
+        assert isinstance(chosen, Format)
+        return chosen
 
     @property
     def held_bits(self) -> int:
@@ -76,10 +102,20 @@ class Recipe:
 
 
 RECIPES = {
-    "w8a8": Recipe("w8a8"),
-    "w8a16": Recipe("w8a16", act_bits=16),
-    "w4a8": Recipe("w4a8", weight_bits=4),
-    "w8a8-certified": Recipe("w8a8-certified", state_bits=CERTIFIED),
+    recipe.name: recipe
+    for recipe in (
+        Recipe("w8a8"),
+        Recipe("w8a16", act_bits=16),
+        Recipe("w4a8", weights="int4-g32"),
+        Recipe("w4a4", weights="int4-g32", act_bits=4),
+        Recipe("w2a8", weights="int2-g32"),
+        Recipe("ternary-a8", weights="ternary"),
+        Recipe("pot-a8", weights="pot4"),
+        Recipe("mxfp4-a8", weights="mxfp4"),
+        Recipe("fp8-e4m3", weights="e4m3", activations="e4m3"),
+        Recipe("fp6-e3m2", weights="e3m2", activations="e3m2"),
+        Recipe("w8a8-certified", state_bits=CERTIFIED),
+    )
 }
 
 
@@ -91,12 +127,14 @@ def recipe_named(name: str) -> Recipe:
 
 
 def with_layers(recipe: Recipe, texts: Iterable[str]) -> Recipe:
-    """Widths of single layers as a command line writes them: PATTERN:state_bits=32,act_bits=16."""
+    """What single layers have of their own, as a command line writes it: PATTERN:state_bits=32,weights=int4-g32."""
     layers = dict(recipe.layers)
     for text in texts:
-        pattern, _, widths = text.rpartition(":")
-        pairs = [part.partition("=") for part in widths.split(",")]
-        if not pattern or not all(key and (bits.isdecimal() or bits == "certified") for key, _, bits in pairs):
-            raise InputError(f"layer widths '{text}', expected PATTERN:WIDTH=BITS, as in 'blocks.0.*:state_bits=32'")
-        layers[pattern] = {key: CERTIFIED if bits == "certified" else int(bits) for key, _, bits in pairs}
+        pattern, _, pairs = text.rpartition(":")
+        own = {key: value for key, _, value in (part.partition("=") for part in pairs.split(","))}
+        if not pattern or not all(key in NAMES or v.isdecimal() or v == "certified" for key, v in own.items()):
+            raise InputError(f"--layer '{text}', expected PATTERN:KEY=VALUE, as in 'blocks.0.*:state_bits=32'")
+        layers[pattern] = {
+            key: v if key in NAMES else CERTIFIED if v == "certified" else int(v) for key, v in own.items()
+        }
     return replace(recipe, layers=layers)

@@ -65,13 +65,13 @@ def demo(targets: str, out: Path, as_json: bool) -> None:
 @click.option(
     "--weights", type=click.Path(path_type=Path), help="A .safetensors file for pkg.mod:factory or zoo:FAMILY."
 )
-@click.option("--recipe", default="w8a8", show_default=True, help="Bit widths by name (see: isobit recipes).")
+@click.option("--recipe", default="w8a8", show_default=True, help="By name (see: isobit recipes), or a .toml file.")
 @click.option(
     "--layer",
     "layers",
     multiple=True,
-    metavar="PATTERN:WIDTH=BITS",
-    help="Other widths for layers by their paths, 'blocks.0.*:state_bits=32,act_bits=16'; may be given again.",
+    metavar="PATTERN:KEY=VALUE",
+    help="Other formats for layers by their paths, 'blocks.0.*:state_bits=32,weights=int4-g32'; may be given again.",
 )
 @click.option(
     "--calib",
@@ -236,8 +236,17 @@ def families(as_json: bool) -> None:
 
 @cli.command()
 @JSON
+def formats(as_json: bool) -> None:
+    """The number formats of weights."""
+    from isobit.tools.lists import formats_command
+
+    formats_command(as_json)
+
+
+@cli.command()
+@JSON
 def recipes(as_json: bool) -> None:
-    """The recipes: bit widths by name."""
+    """The recipes: formats of weights, widths of the rest."""
     from isobit.tools.lists import recipes_command
 
     recipes_command(as_json)

@@ -13,7 +13,8 @@ from isobit.export.onnx.load import load, save
 from isobit.quant.calibrate.observe import check_array
 from isobit.quant.errors import InputError, IsobitError
 from isobit.quant.program import Arrays, Program
-from isobit.quant.recipe import recipe_named, with_layers
+from isobit.quant.recipe import with_layers
+from isobit.quant.recipe_file import recipe_of
 from isobit.quant.vectors import Vectors, golden
 from isobit.targets.mcu.target import board_of
 from isobit.targets.target import Artifact, NotHere, Options, target
@@ -40,7 +41,7 @@ def quantize_command(
     check_output_file(out)
     samples = read_arrays(calib, ("x",))["x"]
     check_array(samples, f"{calib}: array x")
-    widths = with_layers(recipe_named(recipe), layers)
+    widths = with_layers(recipe_of(recipe), layers)
     from isobit.quant.capture.factory import load_model, name_of
     from isobit.quant.quantize import input_spec, quantize
 

@@ -1,4 +1,4 @@
-"""`isobit targets`, `ops`, `recipes`, `families`: what there is."""
+"""`isobit targets`, `ops`, `formats`, `recipes`, `families`: what there is."""
 
 from __future__ import annotations
 
@@ -62,3 +62,22 @@ def recipes_command(as_json: bool) -> None:
         show.print_json(rows)
     else:
         show.print_table("", list(rows[0]), [list(r.values()) for r in rows])
+
+
+def formats_command(as_json: bool) -> None:
+    from isobit.quant.formats import FORMATS, GROUPS, MX, format_named
+    from isobit.quant.formats.blocks import RULES
+
+    rows = [
+        {"format": name, "bits_per_weight": f.bits, "what": f.what}
+        for name in (*FORMATS, *MX)
+        for f in (format_named(name),)
+    ]
+    if as_json:
+        show.print_json(rows)
+        return
+    show.print_table("", list(rows[0]), [list(r.values()) for r in rows], right=("bits_per_weight",))
+    print(
+        f"\nany of them in groups, FORMAT-g{'|'.join(map(str, GROUPS))}; other minifloats, e2m2, e3m3b5 (bias 5); "
+        f"other scales of MX, mxfp4-{'|'.join(RULES)}"
+    )

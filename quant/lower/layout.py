@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from isobit.quant.capture.graph import Dims, Floats, GraphNode
-from isobit.quant.lower.linear import padded
+from isobit.quant.lower.moves import padded, split
 from isobit.quant.lower.quantity import Lowering, Quantity, letters
 
 
@@ -28,7 +28,7 @@ def reshape(low: Lowering, n: GraphNode) -> None:
     now = replace(x, dims=_squeezed(x.dims))
     for i, (at, given, wanted) in enumerate(_blocks(now.dims, _squeezed(dims))):
         now = _merged(low, n, now, at, len(given), f"{n.output}.merged{i or ''}")
-        now = _split(low, n, now, at, wanted, f"{n.output}.split{i or ''}")
+        now = split(low, n, now, at, wanted, f"{n.output}.split{i or ''}")
     low.quantities[n.output] = replace(now, dims=dims)
 
 
@@ -69,17 +69,6 @@ def _merged(low: Lowering, n: GraphNode, x: Quantity, at: int, count: int, name:
     index = f"t{axes}->t{axes[:at]}z{axes[at + count :]}"
     value = low.node("merge_axes", index, (x,), name, n.loc, {}, x.unit, sizes={"z": size})
     return replace(x, value=value, dims=low.dims[value])
-
-
-def _split(low: Lowering, n: GraphNode, x: Quantity, at: int, wanted: Dims, name: str) -> Quantity:
-    """Axis `at` as the axes `wanted`."""
-    for i in range(len(wanted) - 1):
-        axes, inner = letters(len(x.dims)), math.prod(wanted[i + 1 :])
-        index = f"t{axes}->t{axes[: at + i]}yz{axes[at + i + 1 :]}"
-        params, sizes = {"inner": inner}, {"y": wanted[i], "z": inner}
-        value = low.node("split_axis", index, (x,), f"{name}{i or ''}", n.loc, params, x.unit, sizes=sizes)
-        x = replace(x, value=value, dims=low.dims[value])
-    return x
 
 
 def permute(low: Lowering, n: GraphNode) -> None:

@@ -9,39 +9,112 @@ import numpy as np
 
 from isobit.quant.capture.graph import Floats, GraphNode
 from isobit.quant.expr.interval import Interval
+from isobit.quant.formats import FORMATS, format_named
+from isobit.quant.formats.blocks import SCALE_BITS, Blocks, quantized_rows
+from isobit.quant.formats.format import Format
+from isobit.quant.lower.moves import padded, split
 from isobit.quant.lower.quantity import Lowering, Quantity, accumulator_bits, largest, letters
-from isobit.quant.program import IntType
+from isobit.quant.program import Array, IntType
 
 BIAS_BITS = 24
-"""A channel's scale is never so fine that its bias leaves this many bits of the accumulator."""
+"""A channel's unit is never so fine that its bias leaves this many bits of the accumulator, more where blocks, weights
+of more than 8 bits or operands of more than 16 have a finer unit."""
 
-PRECISE_BITS = 16
-"""Bits of the weights and operands of a matrix that is applied at every step to what it made one step before."""
+WIDE_SUM = 36
+"""Bits up to which an accumulator is requantized as it is."""
+
+PRECISE = FORMATS["int16"]
+"""Of the weights of a matrix that is applied at every step to what it made one step before."""
 
 
 def _products(
     low: Lowering, n: GraphNode, op: str, index: str, x: Quantity, weight: Floats, bias: Floats, summed: int,
-    bits: int = 0, channels: tuple[int, ...] = (), state: str | None = None, params: dict[str, int] | None = None,
+    format: Format | None = None, channels: tuple[int, ...] = (), state: str | None = None,
+    params: dict[str, int] | None = None,
 ) -> None:  # fmt: skip
     """Sums of x * weight over the last `summed` axes of the weight; each of its other elements has its own scale.
 
-    bias: of the shape of those other axes.  channels: that shape as a value's dims see it, with 1 where it is constant.
+    bias: of the shape of those other axes.  format: of the weights, if not the recipe's.  channels: that shape as a
+    value's dims see it, with 1 where it is constant.
     """
-    rows = weight.reshape(*weight.shape[: weight.ndim - summed], -1)
-    bits = bits or low.recipe.weight_bits
-    steps = np.maximum(np.abs(rows).max(-1) / largest(bits), np.abs(bias) / (x.unit * 2.0**BIAS_BITS))
-    steps = np.where(steps == 0, steps.max() or 1.0, steps)
-    codes = np.rint(rows / steps[..., None]).astype(np.int64)
-    start = np.rint(bias / (x.unit * steps)).astype(np.int64)
-    reach = int((np.abs(codes).sum(-1) * x.magnitude + np.abs(start)).max())
+    chosen = format or format_named(low.recipe.weights)
+    rows, starts = weight.reshape(-1, math.prod(weight.shape[weight.ndim - summed :])), bias.ravel()
+    if isinstance(chosen, Blocks) and op == "matmul" and summed == 1 and rows.shape[1] > chosen.size:
+        _blocked_products(low, n, index, x, weight, bias, chosen, channels)
+        return
+    q = quantized_rows(rows, chosen, _least_steps(starts, x, chosen))
+    codes, start = q.codes.reshape(rows.shape), np.rint(starts / (x.unit * q.steps)).astype(np.int64)
+    sums = np.abs(codes).sum(-1) * x.magnitude
+    reach, most = int((sums + np.abs(start)).max()), int(sums.max() + np.abs(start).max())
     operands = (
         x,
-        low.constant(f"{n.output}.weight", codes.reshape(weight.shape), IntType(bits)),
-        low.constant(f"{n.output}.bias", start, IntType(32)),
+        low.constant(f"{n.output}.weight", codes.reshape(weight.shape), _elem(chosen)),
+        low.constant(f"{n.output}.bias", start.reshape(bias.shape), _bias_elem(start)),
     )
-    params = {**(params or {}), "acc": accumulator_bits(reach)}
+    params = {**(params or {}), "acc": accumulator_bits(most)}
     acc = low.node(op, index, operands, f"{n.output}.acc", n.loc, params, state=state, sizes=_new_axes(low, n, index))
-    low.accumulator(n, acc, (x.unit * steps).reshape(channels or steps.shape), Interval(-reach, reach))
+    _settle(low, n, acc, (x.unit * q.steps).reshape(channels or bias.shape), reach)
+
+
+def _least_steps(starts: Floats, x: Quantity, format: Format | Blocks) -> Floats:
+    """The units that BIAS_BITS allows."""
+    finer = max(_elem(format).bits - 8, 0) + max(x.known.bits - 16, 0) + SCALE_BITS * isinstance(format, Blocks)
+    return np.asarray(np.abs(starts) / (x.unit * 2.0 ** (BIAS_BITS + finer)))
+
+
+def _elem(format: Format | Blocks) -> IntType:
+    """The integers that the numbers of a format are."""
+    element = format.element if isinstance(format, Blocks) else format
+    return IntType(Interval(-element.largest, element.largest).bits)
+
+
+def _bias_elem(start: Array) -> IntType:
+    return IntType(max(32, Interval(int(start.min()), int(start.max())).bits))
+
+
+def _blocked_products(
+    low: Lowering, n: GraphNode, index: str, x: Quantity, weight: Floats, bias: Floats, format: Blocks,
+    channels: tuple[int, ...],
+) -> None:  # fmt: skip
+    """A sum for every block, then the sum of these times the blocks' multipliers.
+
+    index: of the plain product, whose first operand ends in the axis that is summed.
+    """
+    (seen, kept, out), made = index.partition("->")[0].split(","), index.partition("->")[2]
+    rows, starts = weight.reshape(-1, weight.shape[-1]), bias.ravel()
+    q = quantized_rows(rows, format, _least_steps(starts, x, format), format.size)
+    count, axis = q.codes.shape[1], len(x.dims) - 1
+    x = padded(low, n, x, axis, 0, count * format.size - x.dims[axis], f"{n.output}.padded")
+    x = split(low, n, x, axis, (count, format.size), f"{n.output}.blocks")
+    start = np.rint(starts / (x.unit * q.steps)).astype(np.int64)
+    most = int(np.abs(q.codes).sum(-1).max()) * x.magnitude
+    reach = int(most * q.multipliers.sum(-1).max() + np.abs(start).max())
+    codes = low.constant(f"{n.output}.weight", q.codes.reshape(*bias.shape, count, format.size), _elem(format))
+    partial = low.node(
+        "dot", f"{seen[:-1]}uv,{kept[:-1]}uv->{made}u", (x, codes), f"{n.output}.sums", n.loc,
+        {"acc": accumulator_bits(most)},
+    )  # fmt: skip
+    multipliers = low.constant(
+        f"{n.output}.multipliers", q.multipliers.reshape(*bias.shape, count), IntType(SCALE_BITS + 2)
+    )
+    bias_codes = low.constant(f"{n.output}.bias", start.reshape(bias.shape), _bias_elem(start))
+    acc = low.node(
+        "matmul", f"{made}u,{kept[:-1]}u,{out}->{made}", (partial, multipliers, bias_codes), f"{n.output}.acc", n.loc,
+        {"acc": accumulator_bits(reach)},
+    )  # fmt: skip
+    _settle(low, n, acc, (x.unit * q.steps).reshape(channels or bias.shape), reach)
+
+
+def _settle(low: Lowering, n: GraphNode, acc: str, scale: Floats, reach: int) -> None:
+    """The accumulator of `n`; of one that is very wide, the high 32 bits, for a multiplier must fit beside it in 64."""
+    bits = Interval(-reach, reach).bits
+    if bits > WIDE_SUM:
+        axes, shift = letters(len(low.dims[acc])), bits - 32
+        reach = (reach >> shift) + 1
+        params = {"m": 1, "s": shift, "lo": -reach, "hi": reach}
+        acc = low.node("requantize", f"t{axes}->t{axes}", (acc,), f"{n.output}.high", n.loc, params)
+        scale = scale * 2.0**shift
+    low.accumulator(n, acc, scale, Interval(-reach, reach))
 
 
 def _new_axes(low: Lowering, n: GraphNode, index: str) -> dict[str, int]:
@@ -60,7 +133,7 @@ def linear(low: Lowering, n: GraphNode) -> None:
     On what the layer itself made one step before, an error would grow: there, weights and operand are wide.
     """
     precise = bool(n.attr.get("precise"))
-    x = low.need(n.inputs[0], low.recipe.wide_bits if precise else low.recipe.act_bits)
+    x = low.need(n.inputs[0], low.recipe.wide_bits if precise else low.recipe.operand)
     weight, summed = low.graph.parameters[n.inputs[1]], n.integer("contracted")
     rows = weight.ndim - summed
     lead = "".join("xyzw"[: len(x.dims) - summed])
@@ -68,12 +141,12 @@ def linear(low: Lowering, n: GraphNode) -> None:
     index = f"t{lead}{inner},{out}{inner},{out}->t{lead}{out}"
     channels = (1,) * len(lead) + weight.shape[:rows]
     bias = _bias(low, n, weight.shape[:rows])
-    _products(low, n, "matmul", index, x, weight, bias, summed, PRECISE_BITS if precise else 0, channels)
+    _products(low, n, "matmul", index, x, weight, bias, summed, PRECISE if precise else None, channels)
 
 
 def grouped_linear(low: Lowering, n: GraphNode) -> None:
     """A matrix of its own for every group."""
-    x, weight = low.need(n.inputs[0], low.recipe.act_bits), low.graph.parameters[n.inputs[1]]
+    x, weight = low.need(n.inputs[0], low.recipe.operand), low.graph.parameters[n.inputs[1]]
     _products(low, n, "matmul", "tgk,gnk,gn->tgn", x, weight, _bias(low, n, weight.shape[:2]), 1)
 
 
@@ -83,7 +156,7 @@ def conv2d(low: Lowering, n: GraphNode) -> None:
     The kernel slides along an axis where it has several elements and several places; else the axis is one of a plain
     product.
     """
-    x, weight = low.need(n.inputs[0], low.recipe.act_bits), low.graph.parameters[n.inputs[1]]
+    x, weight = low.need(n.inputs[0], low.recipe.operand), low.graph.parameters[n.inputs[1]]
     padding, strides, dilations = n.integers("padding"), n.integers("stride"), n.integers("dilation")
     depthwise, made_dims = weight.ndim == 3, low.graph.dims[n.output]
     seen, kernel, made, params = "", "", "", dict[str, int]()
@@ -119,23 +192,10 @@ def _every(low: Lowering, n: GraphNode, x: Quantity, axis: int, step: int, size:
 
 
 def positions_conv1d(low: Lowering, n: GraphNode) -> None:
-    x, weight = low.need(n.inputs[0], low.recipe.act_bits), low.graph.parameters[n.inputs[1]]
+    x, weight = low.need(n.inputs[0], low.recipe.operand), low.graph.parameters[n.inputs[1]]
     bias, channels = _bias(low, n, weight.shape[:1]), (1, len(weight))
     params = {"stride0": 1, "dilation0": 1}
     _products(low, n, "convolution", "tlc,cj,c->tmc", x, weight, bias, 1, channels=channels, params=params)
-
-
-def padded(low: Lowering, n: GraphNode, x: Quantity, axis: int, before: int, after: int, name: str) -> Quantity:
-    """x with zeros around one of its axes."""
-    if before + after == 0:
-        return x
-    axes = letters(len(x.dims))
-    size = x.dims[axis] + before + after
-    made = axes.replace(axes[axis], "z")
-    params = {"before": before, "after": after, "fill": 0}
-    value = low.node("pad", f"t{axes}->t{made}", (x,), name, n.loc, params, x.unit, sizes={"z": size})
-    dims = (*x.dims[:axis], size, *x.dims[axis + 1 :])
-    return Quantity(value, dims, x.scale, x.known.join(Interval(0, 0)))
 
 
 def _ring(low: Lowering, n: GraphNode, x: Quantity, steps: int) -> str:
@@ -149,13 +209,13 @@ def _ring(low: Lowering, n: GraphNode, x: Quantity, steps: int) -> str:
 
 def causal_conv1d(low: Lowering, n: GraphNode) -> None:
     """As `linear`; the ring holds the quantized input and starts at 0."""
-    x, weight = low.need(n.inputs[0], low.recipe.act_bits), low.graph.parameters[n.inputs[1]]
+    x, weight = low.need(n.inputs[0], low.recipe.operand), low.graph.parameters[n.inputs[1]]
     ring = _ring(low, n, x, weight.shape[1] - 1)
     _products(low, n, "causal_conv1d", "tc,cj,c->tc", x, weight, _bias(low, n, weight.shape[:1]), 1, state=ring)
 
 
 def causal_fir(low: Lowering, n: GraphNode) -> None:
-    x, weight = low.need(n.inputs[0], low.recipe.act_bits), low.graph.parameters[n.inputs[1]]
+    x, weight = low.need(n.inputs[0], low.recipe.operand), low.graph.parameters[n.inputs[1]]
     ring = _ring(low, n, x, weight.shape[2] - 1)
     _products(low, n, "causal_conv1d", "tc,ncj,n->tn", x, weight, _bias(low, n, weight.shape[:1]), 2, state=ring)
 
@@ -188,7 +248,7 @@ def embedding(low: Lowering, n: GraphNode) -> None:
 
 def einsum(low: Lowering, n: GraphNode) -> None:
     """A product of two values, exact."""
-    a, b = (low.need(i, low.recipe.act_bits) for i in n.inputs)
+    a, b = (low.need(i, low.recipe.operand) for i in n.inputs)
     operands, _, output = n.text("index").partition("->")
     left, right = operands.split(",")
     sizes = dict(zip(left, a.dims, strict=True)) | dict(zip(right, b.dims, strict=True))
@@ -198,7 +258,7 @@ def einsum(low: Lowering, n: GraphNode) -> None:
     scale = a.unit * b.unit
     index = f"t{left},t{right}->t{output}"
     acc = low.node("dot", index, (a, b), f"{n.output}.acc", n.loc, params, scale)
-    low.accumulator(n, acc, scale, Interval(-reach, reach))
+    _settle(low, n, acc, np.asarray(scale), reach)
 
 
 def reduce(low: Lowering, n: GraphNode) -> None:

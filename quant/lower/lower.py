@@ -151,4 +151,5 @@ def _asked(graph: Graph, recipe: Recipe) -> dict[str, set[Form]]:
 
 def _forms(recipe: Recipe) -> dict[str, Form]:
     """What the words of a rule's `wants` mean."""
-    return {"act": recipe.act_bits, "wide": recipe.wide_bits, "unit": UNIT, "state": recipe.held_bits}
+    widths = {"act": recipe.act_bits, "wide": recipe.wide_bits, "state": recipe.held_bits}
+    return {**widths, "operand": recipe.operand, "unit": UNIT}

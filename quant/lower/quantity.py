@@ -14,7 +14,8 @@ from isobit.quant.calibrate.observe import Calibration, Range
 from isobit.quant.capture.graph import Dims, Floats, Graph, GraphNode
 from isobit.quant.errors import CheckError, InputError
 from isobit.quant.expr.interval import Interval
-from isobit.quant.lower.dyadic import dyadic, dyadics
+from isobit.quant.formats.format import Format
+from isobit.quant.lower.dyadic import MAX_SHIFT, dyadic, dyadics
 from isobit.quant.lower.edges import InputSpec
 from isobit.quant.program import Constant, Input, IntType, Node, Program, State, TensorType, constant
 from isobit.quant.recipe import Recipe
@@ -33,8 +34,11 @@ UNIT: Literal["unit"] = "unit"
 
 UNIT_SCALE = 2.0**-15
 
-Form = int | Literal["unit"]
-"""What a consumer asks for: a width in bits, or UNIT."""
+WIDE_BITS = 16
+"""Of a UNIT, and of what a minifloat is rounded from."""
+
+Form = int | Literal["unit"] | Format
+"""What a consumer asks for: a width in bits, UNIT, or a minifloat, which is rounded from the widest of the others."""
 
 LETTERS = "gfehdc"
 """Axes of a value, the last ones where it has fewer."""
@@ -106,6 +110,8 @@ class Quantity:
         """Whether it can be an operand of this form as it is."""
         if form == UNIT:
             return self.settled and self.unit == UNIT_SCALE and self.known in Interval(0, largest(16))
+        if isinstance(form, Format):
+            return False
         return self.settled and self.known in IntType(form).range
 
 
@@ -162,7 +168,7 @@ class Lowering:
 
     def width(self, v: str) -> int:
         """Bits of the widest form that is asked of a value."""
-        return max(16 if form == UNIT else form for form in self.asked[v])
+        return max(form if isinstance(form, int) else WIDE_BITS for form in self.asked[v])
 
     def is_unit(self, v: str) -> bool:
         """Whether the widest form of a value is UNIT."""
@@ -253,11 +259,23 @@ class Lowering:
         held, widest = self.quantities[v], self.width(v)
         if not held.fits(UNIT if self.is_unit(v) else widest):
             held = self.quantities[v] = self._requantize(v, held, widest)
-        if not held.fits(form):
+        if isinstance(form, Format):
+            held = self._minifloat(v, held, form)
+        elif not held.fits(form):
             assert form != UNIT
             held = self._requantize(v, held, form)
         self.narrowed[v, form] = held
         return held
+
+    def _minifloat(self, v: str, held: Quantity, form: Format) -> Quantity:
+        """The largest magnitude of calibration becomes the format's largest number, as in OCP's MX and in Brevitas."""
+        assert form.mantissa is not None
+        scale = (self.calibration.ranges[v].absmax or 1.0) / form.largest
+        m, s = dyadic(held.unit / scale, held.magnitude << 1, min(24, MAX_SHIFT - form.largest.bit_length()))
+        axes, loc = letters(len(held.dims)), self.producer[v].loc if v in self.producer else self.graph.name
+        params = {"m": m, "s": s, "mantissa": form.mantissa, "most": form.largest}
+        name = self.node("to_minifloat", f"t{axes}->t{axes}", (held,), f"{v}.{form.name}", loc, params, scale)
+        return Quantity(name, held.dims, np.asarray(scale), Interval(-form.largest, form.largest))
 
     def _refuse_outside_unit(self, v: str) -> None:
         known, loc = self.calibration.ranges[v], self.producer[v].loc if v in self.producer else self.graph.name
@@ -340,7 +358,12 @@ def reduced(m: int, s: int) -> tuple[int, int]:
 
 
 def accumulator_bits(magnitude: int) -> int:
-    """32, or 64 where sums can leave 32 bits."""
+    """32, or 64 where sums can leave 32 bits; CheckError for those that can leave 62."""
+    if magnitude.bit_length() > MAX_SHIFT:
+        raise CheckError(
+            f"its sums take {magnitude.bit_length() + 1} bits, an accumulator of 64 rounds up to 63: choose a format "
+            "of a narrower range for one operand, e4m3 instead of e5m2, or integers"
+        )
     return 32 if magnitude <= largest(32) else 64
 
 

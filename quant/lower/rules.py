@@ -14,8 +14,8 @@ from isobit.quant.lower.quantity import Lowering
 class Rule:
     """emit: adds the nodes to the Program.
 
-    wants: the form of each operand, the last one for all that follow: act or wide, a width of the recipe; unit; state,
-    what a state holds; same, whatever is asked of the result; any; parameter.
+    wants: the form of each operand, the last one for all that follow: act or wide, a width of the recipe; operand, a
+    width or a minifloat; unit; state, what a state holds; same, whatever is asked of the result; any; parameter.
     """
 
     wants: tuple[str, ...]
@@ -23,14 +23,14 @@ class Rule:
 
 
 RULES = {
-    "linear": Rule(("act", "parameter"), linear.linear),
-    "grouped_linear": Rule(("act", "parameter"), linear.grouped_linear),
-    "conv2d": Rule(("act", "parameter"), linear.conv2d),
-    "positions_conv1d": Rule(("act", "parameter"), linear.positions_conv1d),
-    "causal_conv1d": Rule(("act", "parameter"), linear.causal_conv1d),
-    "causal_fir": Rule(("act", "parameter"), linear.causal_fir),
+    "linear": Rule(("operand", "parameter"), linear.linear),
+    "grouped_linear": Rule(("operand", "parameter"), linear.grouped_linear),
+    "conv2d": Rule(("operand", "parameter"), linear.conv2d),
+    "positions_conv1d": Rule(("operand", "parameter"), linear.positions_conv1d),
+    "causal_conv1d": Rule(("operand", "parameter"), linear.causal_conv1d),
+    "causal_fir": Rule(("operand", "parameter"), linear.causal_fir),
     "embedding": Rule(("any", "parameter"), linear.embedding),
-    "einsum": Rule(("act",), linear.einsum),
+    "einsum": Rule(("operand",), linear.einsum),
     "reduce": Rule(("wide",), linear.reduce),
     "history": Rule(("same",), linear.history),
     "silu": Rule(("wide",), pointwise.silu),

@@ -261,6 +261,8 @@ def test_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [row["target"] for row in rows["targets"]] == list(TARGETS)
     assert "m4" in rows["boards"]
     assert "silu" in [row["op"] for row in isobit("ops", "--json").json]
+    bits = {row["format"]: row["bits_per_weight"] for row in isobit("formats", "--json").json}
+    assert (bits["int4"], bits["ternary"], bits["e4m3"], bits["e2m1"], bits["mxfp4"]) == (4, 2, 8, 4, 4.25)
     assert "w8a8" in [row["name"] for row in isobit("recipes", "--json").json]
     cell = {"status": "not-run", "reason": "no [/] GPU"}
     (tmp_path / "status.json").write_text(json.dumps({"silu": {"gpu": cell}}))
@@ -274,6 +276,7 @@ def test_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for command, word in (
         ("targets", "boards of mcu: m0"),
         ("ops", "silu"),
+        ("formats", "minifloat, largest 448, smallest 0.00195312"),
         ("recipes", "w4a8"),
         ("families", "Griffin's gated linear recurrence"),
         ("status", "no [/] GPU"),

@@ -35,7 +35,7 @@ def widths(program: Program) -> dict[str, tuple[str, str]]:
 
 
 def test_layers_have_widths_of_their_own() -> None:
-    recipe = Recipe("r", layers={"[24]": {"act_bits": 16}, "4": {"weight_bits": 3}})
+    recipe = Recipe("r", layers={"[24]": {"act_bits": 16}, "4": {"weights": "int3"}})
     got = widths(quantize(mlp(), X, recipe, name="mlp").program)
     assert got == {"0": ("i8", "i8"), "2": ("i16", "i8"), "4": ("i8", "i3")}
 
@@ -44,7 +44,7 @@ def test_layers_have_widths_of_their_own() -> None:
     ("layers", "message"),
     [
         ({"2": {"act_bits": 20}}, "recipe r, layers '2': act_bits is 20, expected 2 to 16"),
-        ({"2": {"bits": 8}}, "recipe r, layers '2': there is no width bits; there are weight_bits, act_bits"),
+        ({"2": {"bits": 8}}, "recipe r, layers '2': there is no bits; there are weights, activations, act_bits"),
         ({"encoder.*": {"act_bits": 16}}, r"recipe r: no layer matches 'encoder\.\*'; the layers are 0, 1, 2"),
     ],
 )

@@ -1,0 +1,70 @@
+"""Number formats of weights: FORMATS and MX by name, and groups of any of them."""
+
+from __future__ import annotations
+
+import re
+from difflib import get_close_matches
+from functools import cache
+
+from isobit.quant.errors import InputError
+from isobit.quant.formats.blocks import INTEGER, RULES, Blocks
+from isobit.quant.formats.format import Format, integer, minifloat, powers, signed_digits
+
+FORMATS: dict[str, Format] = {
+    f.name: f
+    for f in (
+        *(integer(bits) for bits in range(2, 17)),
+        Format("ternary", "-1, 0 and 1 times the mean magnitude", (0, 1)),
+        *(powers(bits) for bits in (3, 4, 5)),
+        signed_digits(8, 2),
+        minifloat(4, 3, largest=448, name="e4m3"),
+        minifloat(4, 3, name="e4m3full"),
+        minifloat(5, 2, largest=57344, name="e5m2"),
+        minifloat(3, 4),
+        minifloat(3, 2),
+        minifloat(2, 3),
+        minifloat(2, 1),
+    )
+}
+"""Elements; `e4m3full` has no NaN and reaches 480, as Brevitas' E4M3."""
+
+MX: dict[str, Blocks] = {
+    "mxfp8": Blocks("mxfp8", FORMATS["e4m3"], 32, "floor"),
+    "mxfp8-e5m2": Blocks("mxfp8-e5m2", FORMATS["e5m2"], 32, "floor"),
+    "mxfp6": Blocks("mxfp6", FORMATS["e3m2"], 32, "floor"),
+    "mxfp6-e2m3": Blocks("mxfp6-e2m3", FORMATS["e2m3"], 32, "floor"),
+    "mxfp4": Blocks("mxfp4", FORMATS["e2m1"], 32, "floor"),
+    "mxint8": Blocks("mxint8", Format("int8", "integers of 8 bits, 1.6", range(128), 6), 32, "floor"),
+}
+"""OCP's microscaling formats (v1.0): blocks of 32 with a power of two as scale."""
+
+GROUPS = (16, 32, 64, 128)
+"""Sizes of groups and blocks."""
+
+MINIFLOAT = re.compile(r"e([1-7])m([0-6])(?:b(\d+))?")
+
+
+@cache
+def format_named(name: str) -> Format | Blocks:
+    """An element, `int4`, `e3m2`, `e3m2b5` (with a bias); groups, `int4-g32`; MX, `mxfp4`, `mxfp4-g16`, `mxfp4-rceil`.
+
+    Raises InputError that names the nearest one.
+    """
+    if name in MX:
+        return MX[name]
+    base, _, option = name.rpartition("-")
+    if base in MX and option in RULES:
+        return Blocks(name, MX[base].element, MX[base].size, option)
+    if base and (match := re.fullmatch(r"g(\d+)", option)) and int(match[1]) in GROUPS:
+        of = format_named(base)
+        return (
+            Blocks(name, of.element, int(match[1]), of.rule)
+            if isinstance(of, Blocks)
+            else Blocks(name, of, int(match[1]), INTEGER)
+        )
+    if name in FORMATS:
+        return FORMATS[name]
+    if (match := MINIFLOAT.fullmatch(name)) and int(match[1]) + int(match[2]) < 8:
+        return minifloat(int(match[1]), int(match[2]), None if match[3] is None else int(match[3]), name=name)
+    near = get_close_matches(name, [*FORMATS, *MX], 1) or ["int8"]
+    raise InputError(f"there is no format '{name}', the nearest is '{near[0]}'; `isobit formats` lists them")

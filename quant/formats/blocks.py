@@ -1,0 +1,139 @@
+"""Blocks of numbers that share a scale: OCP's MX, and groups of integers with an integer multiplier.
+
+A block's scale is an integer multiple of its channel's unit, so that blocks are added as integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from isobit.quant.formats.format import Array, Floats, Format
+
+SCALE_BITS = 8
+"""Of a block's scale: an exponent, or the integer multiplier of a channel's unit."""
+
+WINDOW = 8
+"""Powers of two between the largest and the smallest scale of a channel's blocks: smaller blocks take the smallest."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """`size` neighbours along the input share a scale; `rule`, a key of RULES, says which."""
+
+    name: str
+    element: Format
+    size: int
+    rule: str
+
+    @property
+    def bits(self) -> float:
+        """Of an element, with its share of the scale."""
+        return self.element.bits + SCALE_BITS / self.size
+
+    @property
+    def what(self) -> str:
+        return f"blocks of {self.size} {self.element.name}, scale {self.rule}"
+
+
+def exponent(x: Floats) -> Array:
+    """floor(log2 x) of x > 0, from the exponent field: a rounded logarithm is wrong just below powers of two."""
+    return np.frexp(x)[1].astype(np.int64) - 1
+
+
+def _floor(peak: Floats, element: Format) -> Array:
+    return exponent(peak) - exponent(np.asarray(element.largest * 2.0**-element.point))
+
+
+def _ceil(peak: Floats, element: Format) -> Array:
+    whole = exponent(peak)
+    return _floor(peak, element) + (peak > np.ldexp(1.0, whole))
+
+
+def _rceil(peak: Floats, element: Format) -> Array:
+    """The least power of two at which nothing saturates."""
+    top, low = element.largest * 2.0**-element.point, _floor(peak, element)
+    return low + (peak > np.ldexp(top, low))
+
+
+def _even(peak: Floats, element: Format) -> Array:
+    """As floor, of the peak rounded to the element's mantissa."""
+    *_, below, top = element.magnitudes
+    mantissa, whole = (top.bit_length() - (top - below).bit_length()), exponent(peak)
+    return _floor(np.ldexp(np.rint(np.ldexp(peak, mantissa - whole)), whole - mantissa), element)
+
+
+RULES: dict[str, Callable[[Floats, Format], Array]] = {
+    "floor": _floor,
+    "ceil": _ceil,
+    "rceil": _rceil,
+    "even": _even,
+}
+"""Exponents of blocks' scales, from their largest magnitudes and the element: OCP MX v1.0; ceil(log2 peak); NVIDIA's
+ceil(log2(peak / largest)); torchao's rounding of the peak."""
+
+
+INTEGER = "integer"
+"""The rule of groups: an integer of SCALE_BITS bits times the channel's unit, at which nothing saturates."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a matrix, (R, n): real = codes * multipliers * steps, with zeros after the last column.
+
+    codes: (R, G, size), integers of the element.  multipliers: (R, G).  steps: (R,).
+    """
+
+    codes: Array
+    multipliers: Array
+    steps: Floats
+
+    @property
+    def real(self) -> Floats:
+        """(R, G * size)."""
+        return (self.codes * self.multipliers[..., None] * self.steps[:, None, None]).reshape(len(self.codes), -1)
+
+
+def quantized_rows(rows: Floats, format: Format | Blocks, least: Floats | float = 0.0, size: int = 0) -> Rows:
+    """Every row with a scale of its own, in blocks of `size` columns, all of them where 0.
+
+    least: (R,), steps are at least these.
+    """
+    element, rule = (format, "") if isinstance(format, Format) else (format.element, format.rule)
+    size = size or rows.shape[1]
+    count = -(-rows.shape[1] // size)
+    blocks = np.pad(rows, ((0, 0), (0, count * size - rows.shape[1]))).reshape(len(rows), count, size)
+    peaks = _peaks(blocks, element)
+    if rule in RULES:
+        scales = np.where(
+            peaks > 0, np.ldexp(1.0, RULES[rule](np.where(peaks > 0, peaks, 1.0), element) - element.point), 0
+        )
+    else:
+        scales = peaks / element.largest
+    steps = _steps(scales, rule, least)
+    multipliers = np.maximum(np.ceil(scales / steps[:, None] * (1 - 1e-9)), 1).astype(np.int64)
+    if count == 1:
+        multipliers[:] = 1
+    wide = (multipliers * steps[:, None])[..., None] * 2.0**element.point
+    return Rows(element.rounded(blocks / wide), multipliers, steps)
+
+
+def _peaks(blocks: Floats, element: Format) -> Floats:
+    """What the largest number of a block stands for: its largest magnitude; if ternary, the mean one (BitNet b1.58)."""
+    magnitudes = np.abs(blocks)
+    return np.asarray(magnitudes.mean(-1) if len(element.magnitudes) == 2 else magnitudes.max(-1))
+
+
+def _steps(scales: Floats, rule: str, least: Floats | float) -> Floats:
+    """The unit of each row, of which its blocks' scales are multiples."""
+    top, several = scales.max(-1), scales.shape[1] > 1
+    if rule in RULES:
+        smallest = np.where(scales > 0, scales, top[:, None]).min(-1)
+        finest = np.maximum(smallest, top * 2.0**-WINDOW)
+        coarsest = np.where(np.asarray(least) > 0, np.exp2(np.ceil(np.log2(np.maximum(least, 1e-300)))), 0.0)
+        steps = np.maximum(finest, coarsest)
+    else:
+        steps = np.maximum(top / ((1 << SCALE_BITS) - 1) if several else top, least)
+    return np.asarray(np.where(steps == 0, steps.max() or 1.0, steps))

@@ -1,0 +1,116 @@
+"""A number format: the finite set of numbers that a code of few bits can be.
+
+Every format here is symmetric and has a zero: it is a list of magnitudes, integers times one power of two.  So rounding
+has one definition for integers, powers of two and minifloats, and a sum of products of such numbers is an integer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from isobit.quant.errors import InputError
+
+Floats = npt.NDArray[np.float64]
+Array = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Format:
+    """Numbers k * 2^-point, and -k * 2^-point, for k in `magnitudes`: integers from 0 on, in ascending order.
+
+    mantissa: of a minifloat, its bits: k has at most one more that are significant.
+    """
+
+    name: str
+    what: str
+    magnitudes: Sequence[int]
+    point: int = 0
+    mantissa: int | None = None
+
+    @property
+    def bits(self) -> int:
+        """Of a code: enough to tell all numbers apart."""
+        return (2 * len(self.magnitudes) - 2).bit_length()
+
+    @property
+    def largest(self) -> int:
+        return self.magnitudes[-1]
+
+    def rounded(self, x: npt.ArrayLike) -> Array:
+        """The integers k of the numbers nearest to x, of any shape; beyond the largest, the largest.
+
+        Halfway between two magnitudes, the one with an even place in their list is taken: of integers the even one, of
+        minifloats the one whose mantissa is even.  Raises InputError for NaN.
+        """
+        return self._place(x)[1]
+
+    def codes(self, x: npt.ArrayLike) -> Array:
+        """The nearest numbers as sign and place: place, or place + 2^(bits-1) of what rounds to below zero."""
+        place, value = self._place(x)
+        return np.where(value < 0, place + (1 << (self.bits - 1)), place)
+
+    def values(self, codes: npt.ArrayLike) -> Array:
+        """The integers k of codes, as `codes` makes them."""
+        code, half = np.asarray(codes, np.int64), 1 << (self.bits - 1)
+        magnitude = np.array(self.magnitudes, np.int64)[code % half]
+        return np.where(code >= half, -magnitude, magnitude)
+
+    def _place(self, x: npt.ArrayLike) -> tuple[Array, Array]:
+        real = np.asarray(x, np.float64)
+        if np.isnan(real).any():
+            raise InputError(f"{self.name} has no NaN, got {int(np.isnan(real).sum())} of {real.size} values")
+        grid = np.array(self.magnitudes, np.float64)
+        scaled = np.minimum(np.ldexp(np.abs(real), self.point), grid[-1])
+        above = np.clip(np.searchsorted(grid, scaled), 1, len(grid) - 1)
+        below, half = above - 1, (grid[above - 1] + grid[above]) / 2
+        up = (scaled > half) | ((scaled == half) & (above % 2 == 0))
+        place = np.where(up, above, below)
+        return place, np.copysign(grid[place], real).astype(np.int64)
+
+
+def integer(bits: int) -> Format:
+    """Symmetric integers of 2 to 16 bits."""
+    return Format(f"int{bits}", f"integers of {bits} bits, symmetric", range(1 << (bits - 1)))
+
+
+def powers(bits: int) -> Format:
+    """Zero and 2^(bits-1) - 1 powers of two, with both signs: multiplication is a shift."""
+    count = (1 << (bits - 1)) - 1
+    return Format(f"pot{bits}", f"zero and {count} powers of two", (0, *(1 << p for p in range(count))))
+
+
+def signed_digits(bits: int, terms: int) -> Format:
+    """Integers of `bits` bits that are sums of at most `terms` signed powers of two (QFX's K-hot weights)."""
+    found, powers_of_two = {0}, [sign << place for place in range(bits) for sign in (1, -1)]
+    for _ in range(terms):
+        found |= {k + power for k in found for power in powers_of_two}
+    magnitudes = tuple(sorted(k for k in found if 0 <= k < 1 << (bits - 1)))
+    return Format(f"csd{bits}k{terms}", f"{bits}-bit integers of {terms} signed powers of two", magnitudes)
+
+
+def minifloat(
+    exponent: int, mantissa: int, bias: int | None = None, largest: float | None = None, name: str = ""
+) -> Format:
+    """Saturating floats of a sign, `exponent` and `mantissa` bits, with subnormals (Brevitas' FloatQuant; OCP MX v1.0).
+
+    bias: 2^(exponent-1) - 1 where None.  largest: the largest number, where some codes above it mean infinity or NaN;
+    every code is a number where None.
+    """
+    bias = (1 << (exponent - 1)) - 1 if bias is None else bias
+    point, lead = bias - 1 + mantissa, 1 << mantissa
+    normal = [(lead + m) << (e - 1) for e in range(1, 1 << exponent) for m in range(lead)]
+    magnitudes = (*range(lead), *normal)
+    if largest is not None:
+        magnitudes = tuple(k for k in magnitudes if k <= largest * 2.0**point)
+    top = magnitudes[-1] * 2.0**-point
+    return Format(
+        name or f"e{exponent}m{mantissa}",
+        f"minifloat, largest {top:g}, smallest {2.0**-point:g}",
+        magnitudes,
+        point,
+        mantissa,
+    )

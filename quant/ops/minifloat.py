@@ -1,0 +1,31 @@
+"""An integer rounded to a minifloat: to few significant bits, and to whole units near zero."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from isobit.quant.expr import bound, clip, clz, select
+from isobit.quant.ops.op import Case
+
+
+def to_minifloat(x: Any, *, m: int, s: int, mantissa: int, most: int) -> Any:
+    """x * m * 2^-s to the nearest minifloat of `mantissa` bits, ties to the even one, saturated, as an integer.
+
+    The result counts the format's smallest number, which `most`, its largest, is a multiple of.  s >= 1.
+    """
+    product, limit = x * m, most << s
+    size = clip(select(product < 0, 0 - product, product), 0, limit)
+    width = limit.bit_length()
+    dropped = clip(width - mantissa - 1 - clz(size, width), s, width)
+    odd = (size >> dropped) & 1
+    kept = bound((size + (1 << (dropped - 1)) - 1 + odd) >> dropped, 0, 2 << mantissa)
+    rounded = clip(kept << (dropped - s), 0, most)
+    return select(product < 0, 0 - rounded, rounded)
+
+
+TO_MINIFLOAT_CASES = (
+    Case("e4m3", "tn->tn", {"n": 64}, ("i16",), {"m": 57344, "s": 12, "mantissa": 3, "most": 448 << 9}),
+    Case("e5m2", "tn->tn", {"n": 64}, ("i16",), {"m": 458752, "s": 2, "mantissa": 2, "most": 57344 << 16}),
+    Case("e2m1 of 8 bits", "tn->tn", {"n": 64}, ("i8",), {"m": 6193, "s": 16, "mantissa": 1, "most": 12}),
+    Case("no mantissa", "tn->tn", {"n": 64}, ("i24",), {"m": 3, "s": 20, "mantissa": 0, "most": 16}),
+)
