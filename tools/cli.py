@@ -256,7 +256,7 @@ def recipes(as_json: bool) -> None:
 @click.option("--run", "run_now", is_flag=True, help="Measure again, here and now.")
 @JSON
 def status(run_now: bool, as_json: bool) -> None:
-    """Every op and every family against every target, as measured: exact, refused (why), not run (why)."""
+    """Every op, format and family against every target, as measured: exact, refused (why), not run (why)."""
     from isobit.tools.status import status_command
 
     sys.exit(status_command(run_now, as_json))

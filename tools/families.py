@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TypedDict
@@ -24,7 +25,7 @@ from isobit.quant.ops import OPS, RECURRENCE
 from isobit.quant.program import Arrays, Program
 from isobit.quant.quantize import Quantized, agreement, layer_snr, program_inputs, quantize
 from isobit.quant.recipe import Recipe
-from isobit.quant.vectors import Vectors, golden
+from isobit.quant.vectors import Vectors, golden, join, prefixed
 from isobit.quant.zoo.families import FAMILIES
 from isobit.quant.zoo.family import Shape
 from isobit.targets.target import TARGETS
@@ -159,6 +160,23 @@ def golden_steps(shape: Shape) -> int:
     return GOLDEN_STEPS if "T" in shape else GOLDEN_STEPS // 4
 
 
+@dataclass(frozen=True)
+class Joined:
+    """One Program of a group's, every name led by its family's, and its golden vectors."""
+
+    program: Program
+    vectors: list[Vectors]
+
+
+def joined(made: dict[str, Quantized], size: str) -> Joined:
+    program = join("families", [prefixed(q.program, slug(family)) for family, q in made.items()])
+    real: Arrays = {}
+    for family, q in made.items():
+        real |= {f"{slug(family)}.{k}": x for k, x in real_input(q, shape_of(family, size)).items()}
+    steps = golden_steps(shape_of(next(iter(made)), size))
+    return Joined(program, list(golden(program, real, steps)))
+
+
 def measure(progress: Callable[[str], None] = lambda _: None) -> Table:
     """Both sizes of every family: verified on every target, and compared with the float model; a process a core."""
     cases = [(family, size) for family in FAMILIES for size in SIZES]
@@ -174,13 +192,14 @@ def entry_of(family: str, size: str) -> Entry:
     """What is measured of one model."""
     made, shape = quantized(family, size), shape_of(family, size)
     vectors = list(golden(made.program, real_input(made, shape), golden_steps(shape)))
-    targets = {name: _verified(made, name, vectors) for name in TARGETS}
+    targets = {name: verified(made.program, name, vectors) for name in TARGETS}
     return {"targets": targets, "fidelity": {recipe: worst(family, size, recipe) for recipe in BARS}}
 
 
-def _verified(made: Quantized, target: str, vectors: Sequence[Vectors]) -> Cell:
+def verified(program: Program, target: str, vectors: Sequence[Vectors]) -> Cell:
+    """One Program on one target."""
     try:
-        (row,) = verify(made.program, [target], vectors).rows
+        (row,) = verify(program, [target], vectors).rows
     except IsobitError as e:
         row = Row(target, REFUSED, reason=str(e))
     return {"status": row.status, "reason": row.reason}
@@ -206,10 +225,15 @@ def cells(table: Table) -> Iterator[list[str]]:
         yield [family, *numbers, *(_cell([e["targets"][name] for e in entries]) for name in TARGETS)]
 
 
-def _cell(found: Sequence[Cell]) -> str:
+def shown(found: Sequence[Cell]) -> Cell:
+    """The gravest."""
     gravity = (MISMATCH, REFUSED, NOT_RUN, EXACT)
-    shown = min(found, key=lambda c: gravity.index(c["status"]))
-    return shown["status"] if shown["status"] == EXACT else f"{shown['status']}: {shown['reason']}"
+    return min(found, key=lambda c: gravity.index(c["status"]))
+
+
+def _cell(found: Sequence[Cell]) -> str:
+    cell = shown(found)
+    return cell["status"] if cell["status"] == EXACT else f"{cell['status']}: {cell['reason']}"
 
 
 def markdown(table: Table) -> str:
@@ -219,6 +243,6 @@ def markdown(table: Table) -> str:
 
 
 def load() -> Table:
-    """The stored Table; empty where none was measured."""
-    table: Table = json.loads(STORED.read_text()) if STORED.exists() else {}
+    """The stored Table."""
+    table: Table = json.loads(STORED.read_text())
     return table

@@ -61,19 +61,20 @@ def markdown(table: Table) -> str:
 
 def status_command(run_now: bool, as_json: bool) -> int:
     """Returns 1 if any cell is a mismatch."""
-    from isobit.tools import families, show
+    from isobit.tools import families, formats, show
 
     if run_now:
         with show.progress(as_json) as tell:
-            table, zoo = measure(tell), families.measure(tell)
+            table, numbers, zoo = measure(tell), formats.measure(tell), families.measure(tell)
     else:
-        table, zoo = json.loads(STORED.read_text()), families.load()
+        table, numbers, zoo = json.loads(STORED.read_text()), formats.load(), families.load()
     found = [cell["status"] for row in table.values() for cell in row.values()]
+    found += [c["status"] for entry in numbers.values() for c in entry["targets"].values()]
     found += [c["status"] for sizes in zoo.values() for entry in sizes.values() for c in entry["targets"].values()]
     if as_json:
-        show.print_json({"ops": table, **({"families": zoo} if zoo else {})})
+        show.print_json({"ops": table, "formats": numbers, "families": zoo})
         return int(MISMATCH in found)
     show.print_table("Ops against targets", ["op", *TARGETS], list(cells(table)))
-    if zoo:
-        show.print_table("Families against targets", families.COLUMNS, list(families.cells(zoo)), families.NUMBERS)
+    show.print_table("Formats against targets", formats.COLUMNS, list(formats.cells(numbers)), formats.NUMBERS)
+    show.print_table("Families against targets", families.COLUMNS, list(families.cells(zoo)), families.NUMBERS)
     return int(MISMATCH in found)

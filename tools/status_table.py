@@ -1,4 +1,4 @@
-"""Measures the status tables, writes tools/status.json, tools/families.json and README.md's blocks between markers."""
+"""Measures the status tables, writes them beside this file, as JSON, and into README.md's blocks between markers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from isobit.tools import families, status
+from isobit.tools import families, formats, status
 
 
 def with_block(readme: str, block: str, name: str = "status") -> str:
@@ -29,6 +29,8 @@ def main() -> None:
 
     ops = status.measure(tell)
     keep("status", status.STORED, ops, status.markdown(ops))
+    numbers = formats.measure(tell)
+    keep("formats", formats.STORED, numbers, formats.markdown(numbers))
     zoo = families.measure(tell)
     keep("families", families.STORED, zoo, families.markdown(zoo))
 

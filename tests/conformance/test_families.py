@@ -22,9 +22,9 @@ from isobit.quant.zoo.families import FAMILIES
 from isobit.targets.gpu.driver import NO_GPU
 from isobit.targets.target import TARGETS
 from isobit.targets.verify import EXACT, NOT_RUN, verify
-from isobit.tools.families import BARS, SEQUENCES, SIZES, Figures, fidelity, load, markdown, quantized, shape_of
+from isobit.tools.families import BARS, SEQUENCES, SIZES, Figures, fidelity, joined, load, markdown, quantized, shape_of
 from isobit.tools.status_table import with_block
-from tests.families import groups, joined
+from tests.families import groups
 from tests.models import Builder
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -17,9 +19,11 @@ from isobit.quant.recipe import RECIPES, Recipe
 from isobit.targets.gpu.driver import NO_GPU
 from isobit.targets.target import TARGETS
 from isobit.targets.verify import EXACT, NOT_RUN, verify
-from isobit.tools.families import fidelity, noise, quantized, shape_of
-from tests.families import joined
+from isobit.tools.families import fidelity, joined, noise, quantized, shape_of
+from isobit.tools.formats import BARS, ROWS, SEEDS, load, markdown
+from isobit.tools.status_table import with_block
 
+ROOT = Path(__file__).resolve().parents[2]
 TOOLS = pytest.mark.needs("gcc", "g++", "arm-none-eabi-gcc", "qemu-system-arm")
 SEQUENCES, IMAGES = ("Mamba", "GLA", "RWKV-7"), ("MobileNetV2",)
 STEPS = 64
@@ -121,3 +125,19 @@ def test_minifloat_activations_are_exact_on_every_target(families: tuple[str, ..
 def test_sums_beyond_the_accumulator_are_refused() -> None:
     with pytest.raises(InputError, match=r"attention \(einsum\): its sums take 69 bits.*e4m3 instead of e5m2"):
         activated("Hybrid", "e5m2")
+
+
+def test_the_stored_table_has_every_format_exact_and_above_the_bars() -> None:
+    table = load()
+    assert list(table) == list(ROWS), "run `make status`"
+    for name, entry in table.items():
+        assert {c["status"] for target, c in entry["targets"].items() if target != "gpu"} == {EXACT}, name
+        gpu = entry["targets"]["gpu"]
+        assert gpu["status"] == EXACT or (gpu["status"], gpu["reason"]) == (NOT_RUN, NO_GPU)
+        assert len(entry["points"]) == len(SEEDS)
+        assert np.mean(entry["points"]) >= -BARS.get(name, 100), name
+
+
+def test_the_readme_shows_the_stored_table() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert with_block(readme, markdown(load()), "formats") == readme, "run `make status`"

@@ -14,7 +14,7 @@ import pytest
 from isobit.export.onnx.load import load, save
 from isobit.quant.interpret import interpret
 from isobit.targets.target import TARGETS
-from isobit.tools import families, status
+from isobit.tools import families, formats, status
 from tests.commandline import Result, installed, isobit
 from tests.models import mamba_block
 
@@ -271,7 +271,11 @@ def test_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     zoo = {"MoM": {"tiny": {"targets": dict.fromkeys(TARGETS, cell), "fidelity": figures}}}
     (tmp_path / "families.json").write_text(json.dumps(zoo))
     monkeypatch.setattr(families, "STORED", tmp_path / "families.json")
-    assert isobit("status", "--json").json == {"ops": {"silu": {"gpu": cell}}, "families": zoo}
+    numbers = {"int8": {"targets": dict.fromkeys(TARGETS, cell), "points": [0.0, -0.27, 0.27], "bits": 8}}
+    (tmp_path / "formats.json").write_text(json.dumps(numbers))
+    monkeypatch.setattr(formats, "STORED", tmp_path / "formats.json")
+    expected = {"ops": {"silu": {"gpu": cell}}, "formats": numbers, "families": zoo}
+    assert isobit("status", "--json").json == expected
     assert "MoM" in [row["family"] for row in isobit("families", "--json").json]
     for command, word in (
         ("targets", "boards of mcu: m0"),
@@ -281,6 +285,7 @@ def test_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("families", "Griffin's gated linear recurrence"),
         ("status", "no [/] GPU"),
         ("status", "98.5 %"),
+        ("status", "+0.00 ± 0.67"),
     ):
         assert word in succeeded(isobit(command)).out
     assert succeeded(isobit("--version")).out.startswith("isobit, version ")
