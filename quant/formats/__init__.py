@@ -44,6 +44,12 @@ GROUPS = (16, 32, 64, 128)
 MINIFLOAT = re.compile(r"e([1-7])m([0-6])(?:b(\d+))?")
 
 
+LARGEST_BIAS = 127
+
+LARGEST_BITS = 40
+"""Of a number as an integer: its product with a 16-bit one is summed in 64 bits."""
+
+
 @cache
 def format_named(name: str) -> Format | Blocks:
     """An element, `int4`, `e3m2`, `e3m2b5` (with a bias); groups, `int4-g32`; MX, `mxfp4`, `mxfp4-g16`, `mxfp4-rceil`.
@@ -64,7 +70,17 @@ def format_named(name: str) -> Format | Blocks:
         )
     if name in FORMATS:
         return FORMATS[name]
-    if (match := MINIFLOAT.fullmatch(name)) and int(match[1]) + int(match[2]) < 8:
-        return minifloat(int(match[1]), int(match[2]), None if match[3] is None else int(match[3]), name=name)
+    if (
+        (match := MINIFLOAT.fullmatch(name))
+        and int(match[1]) + int(match[2]) < 8
+        and int(match[3] or 0) <= LARGEST_BIAS
+    ):
+        made = minifloat(int(match[1]), int(match[2]), None if match[3] is None else int(match[3]), name=name)
+        if made.largest.bit_length() > LARGEST_BITS:
+            raise InputError(
+                f"the numbers of {name} are integers of {made.largest.bit_length()} bits, expected at most "
+                f"{LARGEST_BITS}: give it fewer bits of exponent"
+            )
+        return made
     near = get_close_matches(name, [*FORMATS, *MX], 1) or ["int8"]
     raise InputError(f"there is no format '{name}', the nearest is '{near[0]}'; `isobit formats` lists them")

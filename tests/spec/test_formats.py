@@ -232,3 +232,11 @@ def test_steps_are_at_least_what_a_bias_asks_for() -> None:
 def test_unknown_formats_name_the_nearest(name: str, near: str) -> None:
     with pytest.raises(InputError, match=f"there is no format '{name}', the nearest is '{near}"):
         format_named(name)
+
+
+@pytest.mark.parametrize(("name", "bits"), [("e6m1", 64), ("e7m0", 127), ("e6m0b3", 63)])
+def test_minifloats_that_are_too_wide_are_refused(name: str, bits: int) -> None:
+    with pytest.raises(InputError, match=f"numbers of {name} are integers of {bits} bits, expected at most 40"):
+        format_named(name)
+    with pytest.raises(InputError, match="there is no format 'e3m2b128'"):
+        format_named("e3m2b128")
