@@ -62,25 +62,24 @@ def format_named(name: str) -> Format | Blocks:
     if base in MX and option in RULES:
         return Blocks(name, MX[base].element, MX[base].size, option)
     if base and (match := re.fullmatch(r"g(\d+)", option)) and int(match[1]) in GROUPS:
-        of = format_named(base)
-        return (
-            Blocks(name, of.element, int(match[1]), of.rule)
-            if isinstance(of, Blocks)
-            else Blocks(name, of, int(match[1]), INTEGER)
-        )
+        of, size = format_named(base), int(match[1])
+        element, rule = (of, INTEGER) if isinstance(of, Format) else (of.element, of.rule)
+        return Blocks(name, element, size, rule)
     if name in FORMATS:
         return FORMATS[name]
-    if (
-        (match := MINIFLOAT.fullmatch(name))
-        and int(match[1]) + int(match[2]) < 8
-        and int(match[3] or 0) <= LARGEST_BIAS
-    ):
-        made = minifloat(int(match[1]), int(match[2]), None if match[3] is None else int(match[3]), name=name)
-        if made.largest.bit_length() > LARGEST_BITS:
-            raise InputError(
-                f"the numbers of {name} are integers of {made.largest.bit_length()} bits, expected at most "
-                f"{LARGEST_BITS}: give it fewer bits of exponent"
-            )
-        return made
+    if match := MINIFLOAT.fullmatch(name):
+        exponent, mantissa, bias = (None if part is None else int(part) for part in match.groups())
+        if exponent is not None and mantissa is not None and exponent + mantissa < 8 and (bias or 0) <= LARGEST_BIAS:
+            return _minifloat(name, exponent, mantissa, bias)
     near = get_close_matches(name, [*FORMATS, *MX], 1) or ["int8"]
     raise InputError(f"there is no format '{name}', the nearest is '{near[0]}'; `isobit formats` lists them")
+
+
+def _minifloat(name: str, exponent: int, mantissa: int, bias: int | None) -> Format:
+    made = minifloat(exponent, mantissa, bias, name=name)
+    if (bits := made.largest.bit_length()) > LARGEST_BITS:
+        raise InputError(
+            f"the numbers of {name} are integers of {bits} bits, expected at most {LARGEST_BITS}: give it fewer bits of "
+            "exponent"
+        )
+    return made
