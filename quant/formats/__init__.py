@@ -79,7 +79,7 @@ def _minifloat(name: str, exponent: int, mantissa: int, bias: int | None) -> For
     made = minifloat(exponent, mantissa, bias, name=name)
     if (bits := made.largest.bit_length()) > LARGEST_BITS:
         raise InputError(
-            f"the numbers of {name} are integers of {bits} bits, expected at most {LARGEST_BITS}: give it fewer bits of "
-            "exponent"
+            f"the numbers of {name} are integers of {bits} bits, expected at most {LARGEST_BITS}: give it fewer "
+            "bits of exponent"
         )
     return made
