@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -20,7 +20,6 @@ import numpy as np
 
 from isobit.quant.calibrate.observe import check_samples
 from isobit.quant.capture.graph import Floats
-from isobit.quant.errors import IsobitError
 from isobit.quant.ops import OPS, RECURRENCE
 from isobit.quant.program import Arrays, Program
 from isobit.quant.quantize import Quantized, agreement, layer_snr, program_inputs, quantize
@@ -29,7 +28,7 @@ from isobit.quant.vectors import Vectors, golden, join, prefixed
 from isobit.quant.zoo.families import FAMILIES
 from isobit.quant.zoo.family import Shape
 from isobit.targets.target import TARGETS
-from isobit.targets.verify import EXACT, MISMATCH, NOT_RUN, REFUSED, Row, verify
+from isobit.tools.cells import Cell, gravest, markdown_table, text, verified
 
 STORED = Path(__file__).with_name("families.json")
 """The Table that `make status` measured last."""
@@ -61,11 +60,6 @@ class Figures(TypedDict):
     snr: float
     recurrence: float | None
     agreement: float | None
-
-
-class Cell(TypedDict):
-    status: str
-    reason: str
 
 
 class Entry(TypedDict):
@@ -196,15 +190,6 @@ def entry_of(family: str, size: str) -> Entry:
     return {"targets": targets, "fidelity": {recipe: worst(family, size, recipe) for recipe in BARS}}
 
 
-def verified(program: Program, target: str, vectors: Sequence[Vectors]) -> Cell:
-    """One Program on one target."""
-    try:
-        (row,) = verify(program, [target], vectors).rows
-    except IsobitError as e:
-        row = Row(target, REFUSED, reason=str(e))
-    return {"status": row.status, "reason": row.reason}
-
-
 NUMBERS = (*(f"{recipe}, dB" for recipe in BARS), "recurrence, dB", "decisions")
 COLUMNS = ("family", *NUMBERS, *TARGETS)
 
@@ -222,24 +207,12 @@ def cells(table: Table) -> Iterator[list[str]]:
             "" if within is None else f"{within:.1f}",
             "" if shares is None else f"{100 * shares:.1f} %",
         )
-        yield [family, *numbers, *(_cell([e["targets"][name] for e in entries]) for name in TARGETS)]
-
-
-def shown(found: Sequence[Cell]) -> Cell:
-    """The gravest."""
-    gravity = (MISMATCH, REFUSED, NOT_RUN, EXACT)
-    return min(found, key=lambda c: gravity.index(c["status"]))
-
-
-def _cell(found: Sequence[Cell]) -> str:
-    cell = shown(found)
-    return cell["status"] if cell["status"] == EXACT else f"{cell['status']}: {cell['reason']}"
+        yield [family, *numbers, *(text(gravest(e["targets"][name] for e in entries)) for name in TARGETS)]
 
 
 def markdown(table: Table) -> str:
     """The table for README.md."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in cells(table))]) + "\n"
+    return markdown_table(COLUMNS, cells(table))
 
 
 def load() -> Table:

@@ -15,7 +15,8 @@ import numpy as np
 from isobit.quant.formats import format_named
 from isobit.quant.recipe import RECIPES, Recipe
 from isobit.targets.target import TARGETS
-from isobit.tools.families import Cell, joined, quantized, shown, verified
+from isobit.tools.cells import Cell, gravest, markdown_table, text, verified
+from isobit.tools.families import joined, quantized
 
 STORED = Path(__file__).with_name("formats.json")
 """The Table that `make status` measured last."""
@@ -78,7 +79,7 @@ def entry_of(name: str) -> Entry:
         one = joined(made, "odd")
         for target in TARGETS:
             found.setdefault(target, []).append(verified(one.program, target, one.vectors))
-    targets = {target: shown(cells) for target, cells in found.items()}
+    targets = {target: gravest(cells) for target, cells in found.items()}
     bits = round(float(format_named(recipe.weights).bits), 2)
     return {"targets": targets, "points": [points(recipe, seed) for seed in SEEDS], "bits": bits}
 
@@ -108,14 +109,12 @@ def cells(table: Table) -> Iterator[list[str]]:
     """Rows of COLUMNS as text; the mean of the points and its 95 % interval."""
     for name, entry in table.items():
         mean, spread = np.mean(entry["points"]), np.std(entry["points"], ddof=1) * STUDENT / len(SEEDS) ** 0.5
-        shown_cells = (c["status"] + (f": {c['reason']}" if c["reason"] else "") for c in entry["targets"].values())
-        yield [name, f"{entry['bits']:g}", f"{mean:+.2f} ± {spread:.2f}", *shown_cells]
+        yield [name, f"{entry['bits']:g}", f"{mean:+.2f} ± {spread:.2f}", *map(text, entry["targets"].values())]
 
 
 def markdown(table: Table) -> str:
     """The table for README.md."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in cells(table))]) + "\n"
+    return markdown_table(COLUMNS, cells(table))
 
 
 def load() -> Table:

@@ -6,17 +6,17 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from isobit.quant.errors import IsobitError
 from isobit.quant.ops import OPS
 from isobit.quant.program import Program
 from isobit.quant.vectors import case_program, golden, join
 from isobit.targets.target import TARGETS
-from isobit.targets.verify import EXACT, MISMATCH, NOT_RUN, REFUSED, Row, verify
+from isobit.targets.verify import MISMATCH, NOT_RUN
+from isobit.tools.cells import Cell, markdown_table, text, verified
 
 STORED = Path(__file__).with_name("status.json")
 """What `make status` measured last: op -> target -> {"status", "reason"}."""
 
-Table = dict[str, dict[str, dict[str, str]]]
+Table = dict[str, dict[str, Cell]]
 
 
 def op_program(op: str) -> Program:
@@ -33,30 +33,19 @@ def measure(progress: Callable[[str], None] = lambda _: None) -> Table:
         table[op] = {}
         for name in TARGETS:
             progress(f"{op} on {name}")
-            try:
-                (row,) = verify(program, [name], vectors).rows
-            except IsobitError as e:
-                row = Row(name, REFUSED, reason=str(e))
-            table[op][name] = {"status": row.status, "reason": row.reason}
+            table[op][name] = verified(program, name, vectors)
     return table
 
 
 def cells(table: Table) -> Iterator[list[str]]:
     """Rows of the table as text."""
     for op, row in table.items():
-        yield [op, *(_cell(row.get(name, {"status": NOT_RUN, "reason": "not measured"})) for name in TARGETS)]
-
-
-def _cell(cell: dict[str, str]) -> str:
-    return cell["status"] if cell["status"] == EXACT else f"{cell['status']}: {cell['reason']}"
+        yield [op, *(text(row.get(name, {"status": NOT_RUN, "reason": "not measured"})) for name in TARGETS)]
 
 
 def markdown(table: Table) -> str:
     """The table for README.md."""
-    head = ["op", *TARGETS]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    lines += ["| " + " | ".join([f"`{row[0]}`", *row[1:]]) + " |" for row in cells(table)]
-    return "\n".join(lines) + "\n"
+    return markdown_table(["op", *TARGETS], ([f"`{row[0]}`", *row[1:]] for row in cells(table)))
 
 
 def status_command(run_now: bool, as_json: bool) -> int:

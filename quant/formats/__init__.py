@@ -43,7 +43,6 @@ GROUPS = (16, 32, 64, 128)
 
 MINIFLOAT = re.compile(r"e([1-7])m([0-6])(?:b(\d+))?")
 
-
 LARGEST_BIAS = 127
 
 LARGEST_BITS = 40
@@ -68,8 +67,8 @@ def format_named(name: str) -> Format | Blocks:
     if name in FORMATS:
         return FORMATS[name]
     if match := MINIFLOAT.fullmatch(name):
-        exponent, mantissa, bias = (None if part is None else int(part) for part in match.groups())
-        if exponent is not None and mantissa is not None and exponent + mantissa < 8 and (bias or 0) <= LARGEST_BIAS:
+        exponent, mantissa, bias = int(match[1]), int(match[2]), None if match[3] is None else int(match[3])
+        if exponent + mantissa < 8 and (bias or 0) <= LARGEST_BIAS:
             return _minifloat(name, exponent, mantissa, bias)
     near = get_close_matches(name, [*FORMATS, *MX], 1) or ["int8"]
     raise InputError(f"there is no format '{name}', the nearest is '{near[0]}'; `isobit formats` lists them")

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from isobit.quant.formats.format import Array, Floats, Format
+from isobit.quant.capture.graph import Floats
+from isobit.quant.formats.format import Format
+from isobit.quant.program import Array
 
 SCALE_BITS = 8
 """Of a block's scale: an exponent, or the integer multiplier of a channel's unit."""
@@ -43,13 +45,18 @@ def exponent(x: Floats) -> Array:
     return np.frexp(x)[1].astype(np.int64) - 1
 
 
+def exponent_above(x: Floats) -> Array:
+    """ceil(log2 x) of x > 0."""
+    whole = exponent(x)
+    return whole + (x > np.ldexp(1.0, whole))
+
+
 def _floor(peak: Floats, element: Format) -> Array:
     return exponent(peak) - exponent(np.asarray(element.largest * 2.0**-element.point))
 
 
 def _ceil(peak: Floats, element: Format) -> Array:
-    whole = exponent(peak)
-    return _floor(peak, element) + (peak > np.ldexp(1.0, whole))
+    return exponent_above(peak) - exponent(np.asarray(element.largest * 2.0**-element.point))
 
 
 def _rceil(peak: Floats, element: Format) -> Array:
@@ -114,8 +121,6 @@ def quantized_rows(rows: Floats, format: Format | Blocks, least: Floats | float 
         scales = peaks / element.largest
     steps = _steps(scales, rule, least)
     multipliers = np.maximum(np.ceil(scales / steps[:, None] * (1 - 1e-9)), 1).astype(np.int64)
-    if count == 1:
-        multipliers[:] = 1
     wide = (multipliers * steps[:, None])[..., None] * 2.0**element.point
     return Rows(element.rounded(blocks / wide), multipliers, steps)
 
@@ -132,8 +137,9 @@ def _steps(scales: Floats, rule: str, least: Floats | float) -> Floats:
     if rule in RULES:
         smallest = np.where(scales > 0, scales, top[:, None]).min(-1)
         finest = np.maximum(smallest, top * 2.0**-WINDOW)
-        coarsest = np.where(np.asarray(least) > 0, np.exp2(np.ceil(np.log2(np.maximum(least, 1e-300)))), 0.0)
-        steps = np.maximum(finest, coarsest)
+        asked = np.broadcast_to(least, finest.shape)
+        coarsest = np.ldexp(1.0, exponent_above(np.where(asked > 0, asked, finest)))
+        steps = np.maximum(finest, np.where(asked > 0, coarsest, 0.0))
     else:
         steps = np.maximum(top / ((1 << SCALE_BITS) - 1) if several else top, least)
     return np.asarray(np.where(steps == 0, steps.max() or 1.0, steps))

@@ -13,9 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from isobit.quant.errors import InputError
-
-Floats = npt.NDArray[np.float64]
-Array = npt.NDArray[np.int64]
+from isobit.quant.program import Array
 
 
 @dataclass(frozen=True)

@@ -43,16 +43,14 @@ def _products(
         _blocked_products(low, n, index, x, weight, bias, chosen, channels)
         return
     q = quantized_rows(rows, chosen, _least_steps(starts, x, chosen))
-    codes, start = q.codes.reshape(rows.shape), np.rint(starts / (x.unit * q.steps)).astype(np.int64)
-    sums = np.abs(codes).sum(-1) * x.magnitude
-    reach, most = int((sums + np.abs(start)).max()), int(sums.max() + np.abs(start).max())
-    operands = (
-        x,
-        low.constant(f"{n.output}.weight", codes.reshape(weight.shape), _elem(chosen)),
-        low.constant(f"{n.output}.bias", start.reshape(bias.shape), _bias_elem(start)),
-    )
+    kernel = low.constant(f"{n.output}.weight", q.codes.reshape(weight.shape), _elem(chosen))
+    first, start = _bias_constant(low, n, bias, x.unit * q.steps)
+    sums = np.abs(q.codes).sum((1, 2)) * x.magnitude
+    reach, most = int((sums + start).max()), int(sums.max() + start.max())
     params = {**(params or {}), "acc": accumulator_bits(most)}
-    acc = low.node(op, index, operands, f"{n.output}.acc", n.loc, params, state=state, sizes=_new_axes(low, n, index))
+    acc = low.node(
+        op, index, (x, kernel, first), f"{n.output}.acc", n.loc, params, state=state, sizes=_new_axes(low, n, index)
+    )
     _settle(low, n, acc, (x.unit * q.steps).reshape(channels or bias.shape), reach)
 
 
@@ -68,8 +66,11 @@ def _elem(format: Format | Blocks) -> IntType:
     return IntType(Interval(-element.largest, element.largest).bits)
 
 
-def _bias_elem(start: Array) -> IntType:
-    return IntType(max(32, Interval(int(start.min()), int(start.max())).bits))
+def _bias_constant(low: Lowering, n: GraphNode, bias: Floats, units: Floats) -> tuple[str, Array]:
+    """What starts the accumulators, at the unit of each, and its magnitudes."""
+    start = np.rint(bias.ravel() / units).astype(np.int64)
+    bits = max(32, Interval(int(start.min()), int(start.max())).bits)
+    return low.constant(f"{n.output}.bias", start.reshape(bias.shape), IntType(bits)), np.abs(start)
 
 
 def _blocked_products(
@@ -86,9 +87,7 @@ def _blocked_products(
     count, axis = q.codes.shape[1], len(x.dims) - 1
     x = padded(low, n, x, axis, 0, count * format.size - x.dims[axis], f"{n.output}.padded")
     x = split(low, n, x, axis, (count, format.size), f"{n.output}.blocks")
-    start = np.rint(starts / (x.unit * q.steps)).astype(np.int64)
     most = int(np.abs(q.codes).sum(-1).max()) * x.magnitude
-    reach = int(most * q.multipliers.sum(-1).max() + np.abs(start).max())
     codes = low.constant(f"{n.output}.weight", q.codes.reshape(*bias.shape, count, format.size), _elem(format))
     partial = low.node(
         "dot", f"{seen[:-1]}uv,{kept[:-1]}uv->{made}u", (x, codes), f"{n.output}.sums", n.loc,
@@ -97,9 +96,10 @@ def _blocked_products(
     multipliers = low.constant(
         f"{n.output}.multipliers", q.multipliers.reshape(*bias.shape, count), IntType(SCALE_BITS + 2)
     )
-    bias_codes = low.constant(f"{n.output}.bias", start.reshape(bias.shape), _bias_elem(start))
+    first, start = _bias_constant(low, n, bias, x.unit * q.steps)
+    reach = int(most * q.multipliers.sum(-1).max() + start.max())
     acc = low.node(
-        "matmul", f"{made}u,{kept[:-1]}u,{out}->{made}", (partial, multipliers, bias_codes), f"{n.output}.acc", n.loc,
+        "matmul", f"{made}u,{kept[:-1]}u,{out}->{made}", (partial, multipliers, first), f"{n.output}.acc", n.loc,
         {"acc": accumulator_bits(reach)},
     )  # fmt: skip
     _settle(low, n, acc, (x.unit * q.steps).reshape(channels or bias.shape), reach)

@@ -22,9 +22,9 @@ from isobit.quant.zoo.families import FAMILIES
 from isobit.targets.gpu.driver import NO_GPU
 from isobit.targets.target import TARGETS
 from isobit.targets.verify import EXACT, NOT_RUN, verify
-from isobit.tools.families import BARS, SEQUENCES, SIZES, Figures, fidelity, joined, load, markdown, quantized, shape_of
+from isobit.tools.families import BARS, SEQUENCES, SIZES, Figures, fidelity, load, markdown, quantized, shape_of
 from isobit.tools.status_table import with_block
-from tests.families import groups
+from tests.families import assert_exact, groups
 from tests.models import Builder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,13 +46,6 @@ each_group = pytest.mark.parametrize("families", list(groups()), ids=lambda name
 
 def short(family: str, size: str, recipe: str | Recipe = "w8a8") -> Quantized:
     return quantized(family, size, recipe, steps=SHORT, calibration=SEQUENCES)
-
-
-def assert_exact(made: dict[str, Quantized], size: str, targets: list[str]) -> None:
-    one = joined(made, size)
-    for r in verify(one.program, targets, one.vectors).rows:
-        compiled = r.target == "gpu" and (r.status, r.reason) == (NOT_RUN, NO_GPU)
-        assert compiled or (r.status == EXACT and r.values > 0), f"{r.target}: {r.reason}\n{r.divergence}"
 
 
 def below(figures: Figures, bar: float) -> Figures | None:
