@@ -23,6 +23,7 @@ from isobit.quant.ops import OPS, Structure
 from isobit.quant.ops.matmul import product
 from isobit.quant.ops.moves import Move
 from isobit.quant.program import CONTAINERS, Constant, IntType, Node, Program, TensorType, smallest
+from isobit.quant.storage import WIDEST
 
 STRUCTURE_PARAMETERS = {
     Structure.CONTRACTION: ("acc",),
@@ -115,7 +116,19 @@ def _values_of(c: Constant) -> Interval:
     known = Interval(int(c.array.min()), int(c.array.max()))
     if known not in c.type.elem.range:
         raise CheckError(f"{c.name} has values in {known}, {c.type.elem} does not hold them")
+    if c.mantissa is not None:
+        _refuse_other_numbers(c)
     return known
+
+
+def _refuse_other_numbers(c: Constant) -> None:
+    mantissa, most = c.mantissa, c.type.elem.bits - c.type.elem.signed
+    if mantissa is None or not 0 <= mantissa < most or c.storage.bits > WIDEST:
+        raise CheckError(f"{c.name}: {c.type.elem} holds no minifloats with a mantissa of {mantissa} bits")
+    try:
+        c.storage.codes(c.array)
+    except CheckError as e:
+        raise CheckError(f"{c.name}: {e}") from e
 
 
 class _Checker:

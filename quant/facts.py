@@ -10,6 +10,7 @@ from isobit.quant.certificates.search import interval_bound, state_limits
 from isobit.quant.check import check
 from isobit.quant.ops import Structure
 from isobit.quant.program import Node, Program
+from isobit.quant.storage import stored_bytes
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def node_facts(program: Program) -> list[NodeFacts]:
                 acc=acc,
                 used=known.bits if acc else None,
                 macs=macs(program, n),
-                weights=sum(len(program.constant[i].data) for i in n.inputs if i in program.constant),
+                weights=sum(stored_bytes(program.constant[i]) for i in n.inputs if i in program.constant),
                 state=state.size * state.elem.container // 8 if state else 0,
                 scale=n.scale,
             )
@@ -148,7 +149,7 @@ def totals(program: Program) -> dict[str, int | str]:
         "digest": program.digest,
         "nodes": len(rows),
         "multiply-accumulates per step": sum(r.macs for r in rows),
-        "weight bytes": sum(len(c.data) for c in program.constants),
+        "weight bytes": sum(map(stored_bytes, program.constants)),
         "state bytes": sum(r.state for r in rows),
         "widest intermediate value, bits": max(r.widest for r in rows),
         "bounds proved": len(proofs),

@@ -23,6 +23,7 @@ from isobit.quant.certificates.certificate import Certificate
 from isobit.quant.errors import CheckError
 from isobit.quant.expr.interval import Interval
 from isobit.quant.ops import OPS, Op, Structure
+from isobit.quant.storage import Storage, storage
 
 Array = npt.NDArray[np.int64]
 Arrays = dict[str, Array]
@@ -112,11 +113,15 @@ class Input:
 
 @dataclass(frozen=True)
 class Constant:
-    """A named tensor; `data` holds its containers, little endian, row-major."""
+    """A named tensor; `data` holds its containers, little endian, row-major.
+
+    mantissa: where its integers are minifloats, in units of the smallest: bits of their mantissa.
+    """
 
     name: str
     type: TensorType
     data: bytes
+    mantissa: int | None = None
 
     @cached_property
     def array(self) -> Array:
@@ -124,13 +129,20 @@ class Constant:
         array.setflags(write=False)
         return array
 
+    @property
+    def storage(self) -> Storage:
+        """Its codes, as targets store them."""
+        return storage(self.type.elem, self.mantissa)
 
-def constant(name: str, array: npt.ArrayLike, elem: IntType, scale: float | None = None) -> Constant:
+
+def constant(
+    name: str, array: npt.ArrayLike, elem: IntType, scale: float | None = None, mantissa: int | None = None
+) -> Constant:
     """A Constant of `array`, whose values must fit `elem`."""
     values = np.asarray(array, np.int64)
     if values.size and Interval(int(values.min()), int(values.max())) not in elem.range:
         raise CheckError(f"{name}: values in [{values.min()}, {values.max()}] do not fit {elem}")
-    return Constant(name, TensorType(values.shape, elem, scale), values.astype(elem.dtype).tobytes())
+    return Constant(name, TensorType(values.shape, elem, scale), values.astype(elem.dtype).tobytes(), mantissa)
 
 
 @dataclass(frozen=True)
@@ -236,7 +248,7 @@ class Program:
         content = [
             self.name,
             [[i.name, tensor(i.type)] for i in self.inputs],
-            [[c.name, tensor(c.type), hashlib.sha256(c.data).hexdigest()] for c in self.constants],
+            [[c.name, tensor(c.type), c.mantissa, hashlib.sha256(c.data).hexdigest()] for c in self.constants],
             [[s.name, tensor(s.type), s.initial] for s in self.states],
             [[n.op, n.params, n.inputs, n.output, n.index, n.loc, n.state, repr(n.scale)] for n in self.nodes],
             self.outputs,

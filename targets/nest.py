@@ -7,7 +7,7 @@ with vector instructions, say), as long as every value that has a Tap keeps its 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal as TypeLiteral
@@ -20,6 +20,15 @@ from isobit.quant.ops import Structure
 from isobit.quant.ops.moves import Place, affine
 from isobit.quant.program import Node, Program, TensorType
 from isobit.targets.plan import Group, plan
+
+
+def row_major(indices: Iterable[str], sizes: Iterable[int]) -> str:
+    """The position in memory of the element at `indices`, as an expression of C."""
+    text = ""
+    for k, size in zip(indices, sizes, strict=True):
+        outer = f"({text})" if "+" in text or "-" in text else text
+        text = f"{outer} * {size} + {k}" if text else k
+    return text or "0"
 
 
 @dataclass(frozen=True)
@@ -129,11 +138,7 @@ class Tap:
     @property
     def position(self) -> str:
         """The row-major position of the element, as an expression of C."""
-        text = ""
-        for k, size in zip(self.indices, self.sizes, strict=True):
-            outer = f"({text})" if "+" in text or "-" in text else text
-            text = f"{outer} * {size} + {k}" if text else str(k)
-        return text or "0"
+        return row_major(map(str, self.indices), self.sizes)
 
 
 Statement = Loop | Accumulator | Accumulate | Let | Store | Tap

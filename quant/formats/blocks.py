@@ -12,7 +12,8 @@ import numpy as np
 
 from isobit.quant.capture.graph import Floats
 from isobit.quant.formats.format import Format
-from isobit.quant.program import Array
+from isobit.quant.program import Array, IntType
+from isobit.quant.storage import storage
 
 SCALE_BITS = 8
 """Of a block's scale: an exponent, or the integer multiplier of a channel's unit."""
@@ -33,7 +34,14 @@ class Blocks:
     @property
     def bits(self) -> float:
         """Of an element, with its share of the scale."""
-        return self.element.bits + SCALE_BITS / self.size
+        return self.element.bits + storage(*self.scale).bits / self.size
+
+    @property
+    def scale(self) -> tuple[IntType, int | None]:
+        """What the blocks' scales are: integers of SCALE_BITS bits, or powers of two, minifloats without mantissa."""
+        return (
+            (IntType(WINDOW + 1, signed=False), 0) if self.rule in RULES else (IntType(SCALE_BITS, signed=False), None)
+        )
 
     @property
     def what(self) -> str:

@@ -13,14 +13,16 @@ import numpy as np
 import numpy.typing as npt
 
 from isobit.quant.errors import InputError
-from isobit.quant.program import Array
+from isobit.quant.expr.interval import Interval
+from isobit.quant.program import Array, IntType
+from isobit.quant.storage import storage
 
 
 @dataclass(frozen=True)
 class Format:
     """Numbers k * 2^-point, and -k * 2^-point, for k in `magnitudes`: integers from 0 on, in ascending order.
 
-    mantissa: of a minifloat, its bits: k has at most one more that are significant.
+    mantissa: of a minifloat, its bits: k has at most one more that are significant; of powers of two, 0.
     """
 
     name: str
@@ -31,8 +33,13 @@ class Format:
 
     @property
     def bits(self) -> int:
-        """Of a code: enough to tell all numbers apart."""
-        return (2 * len(self.magnitudes) - 2).bit_length()
+        """Of a code, as it is stored."""
+        return storage(self.elem, self.mantissa).bits
+
+    @property
+    def elem(self) -> IntType:
+        """The integers that its numbers are."""
+        return IntType(Interval(-self.largest, self.largest).bits)
 
     @property
     def largest(self) -> int:
@@ -44,20 +51,6 @@ class Format:
         Halfway between two magnitudes, the one with an even place in their list is taken: of integers the even one, of
         minifloats the one whose mantissa is even.  Raises InputError for NaN.
         """
-        return self._place(x)[1]
-
-    def codes(self, x: npt.ArrayLike) -> Array:
-        """The nearest numbers as sign and place: place, or place + 2^(bits-1) of what rounds to below zero."""
-        place, value = self._place(x)
-        return np.where(value < 0, place + (1 << (self.bits - 1)), place)
-
-    def values(self, codes: npt.ArrayLike) -> Array:
-        """The integers k of codes, as `codes` makes them."""
-        code, half = np.asarray(codes, np.int64), 1 << (self.bits - 1)
-        magnitude = np.array(self.magnitudes, np.int64)[code % half]
-        return np.where(code >= half, -magnitude, magnitude)
-
-    def _place(self, x: npt.ArrayLike) -> tuple[Array, Array]:
         real = np.asarray(x, np.float64)
         if np.isnan(real).any():
             raise InputError(f"{self.name} has no NaN, got {int(np.isnan(real).sum())} of {real.size} values")
@@ -66,8 +59,7 @@ class Format:
         above = np.clip(np.searchsorted(grid, scaled), 1, len(grid) - 1)
         below, half = above - 1, (grid[above - 1] + grid[above]) / 2
         up = (scaled > half) | ((scaled == half) & (above % 2 == 0))
-        place = np.where(up, above, below)
-        return place, np.copysign(grid[place], real).astype(np.int64)
+        return np.copysign(grid[np.where(up, above, below)], real).astype(np.int64)
 
 
 def integer(bits: int) -> Format:
@@ -78,7 +70,7 @@ def integer(bits: int) -> Format:
 def powers(bits: int) -> Format:
     """Zero and 2^(bits-1) - 1 powers of two, with both signs: multiplication is a shift."""
     count = (1 << (bits - 1)) - 1
-    return Format(f"pot{bits}", f"zero and {count} powers of two", (0, *(1 << p for p in range(count))))
+    return Format(f"pot{bits}", f"zero and {count} powers of two", (0, *(1 << p for p in range(count))), mantissa=0)
 
 
 def signed_digits(bits: int, terms: int) -> Format:

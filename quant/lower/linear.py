@@ -43,7 +43,8 @@ def _products(
         _blocked_products(low, n, index, x, weight, bias, chosen, channels)
         return
     q = quantized_rows(rows, chosen, _least_steps(starts, x, chosen))
-    kernel = low.constant(f"{n.output}.weight", q.codes.reshape(weight.shape), _elem(chosen))
+    element = _element(chosen)
+    kernel = low.constant(f"{n.output}.weight", q.codes.reshape(weight.shape), element.elem, mantissa=element.mantissa)
     first, start = _bias_constant(low, n, bias, x.unit * q.steps)
     sums = np.abs(q.codes).sum((1, 2)) * x.magnitude
     reach, most = int((sums + start).max()), int(sums.max() + start.max())
@@ -56,14 +57,12 @@ def _products(
 
 def _least_steps(starts: Floats, x: Quantity, format: Format | Blocks) -> Floats:
     """The units that BIAS_BITS allows."""
-    finer = max(_elem(format).bits - 8, 0) + max(x.known.bits - 16, 0) + SCALE_BITS * isinstance(format, Blocks)
+    finer = max(_element(format).elem.bits - 8, 0) + max(x.known.bits - 16, 0) + SCALE_BITS * isinstance(format, Blocks)
     return np.asarray(np.abs(starts) / (x.unit * 2.0 ** (BIAS_BITS + finer)))
 
 
-def _elem(format: Format | Blocks) -> IntType:
-    """The integers that the numbers of a format are."""
-    element = format.element if isinstance(format, Blocks) else format
-    return IntType(Interval(-element.largest, element.largest).bits)
+def _element(format: Format | Blocks) -> Format:
+    return format.element if isinstance(format, Blocks) else format
 
 
 def _bias_constant(low: Lowering, n: GraphNode, bias: Floats, units: Floats) -> tuple[str, Array]:
@@ -88,13 +87,17 @@ def _blocked_products(
     x = padded(low, n, x, axis, 0, count * format.size - x.dims[axis], f"{n.output}.padded")
     x = split(low, n, x, axis, (count, format.size), f"{n.output}.blocks")
     most = int(np.abs(q.codes).sum(-1).max()) * x.magnitude
-    codes = low.constant(f"{n.output}.weight", q.codes.reshape(*bias.shape, count, format.size), _elem(format))
+    codes = low.constant(
+        f"{n.output}.weight", q.codes.reshape(*bias.shape, count, format.size), format.element.elem,
+        mantissa=format.element.mantissa,
+    )  # fmt: skip
     partial = low.node(
         "dot", f"{seen[:-1]}uv,{kept[:-1]}uv->{made}u", (x, codes), f"{n.output}.sums", n.loc,
         {"acc": accumulator_bits(most)},
     )  # fmt: skip
+    elem, mantissa = format.scale
     multipliers = low.constant(
-        f"{n.output}.multipliers", q.multipliers.reshape(*bias.shape, count), IntType(SCALE_BITS + 2)
+        f"{n.output}.multipliers", q.multipliers.reshape(*bias.shape, count), elem, mantissa=mantissa
     )
     first, start = _bias_constant(low, n, bias, x.unit * q.steps)
     reach = int(most * q.multipliers.sum(-1).max() + start.max())

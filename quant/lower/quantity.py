@@ -184,11 +184,13 @@ class Lowering:
         """Clip bounds of a value's form of `bits` bits."""
         return {"lo": 0, "hi": largest(16)} if self.is_unit(v) and bits == self.width(v) else limits(bits)
 
-    def constant(self, name: str, array: npt.ArrayLike, elem: IntType, scale: float | None = None) -> str:
+    def constant(
+        self, name: str, array: npt.ArrayLike, elem: IntType, scale: float | None = None, mantissa: int | None = None
+    ) -> str:
         values = np.asarray(array, np.int64)
         taken = {c.name for c in self.constants}
         name = next(k for i in range(len(taken) + 1) if (k := f"{name}_{i + 1}" if i else name) not in taken)
-        self.constants.append(constant(name, np.squeeze(values), elem, scale))
+        self.constants.append(constant(name, np.squeeze(values), elem, scale, mantissa))
         self.dims[name] = values.shape
         return name
 

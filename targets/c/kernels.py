@@ -13,7 +13,8 @@ from isobit.quant.expr.rewrite import high_products, tabulate
 from isobit.quant.expr.symbols import Traced
 from isobit.quant.ops import OPS
 from isobit.quant.ops.moves import Affine, Place
-from isobit.quant.program import TensorType, container, word
+from isobit.quant.program import Constant, TensorType, container, word
+from isobit.quant.storage import Storage, is_packed
 from isobit.targets.c.expression import RESERVED, Lines, expression, is_simple, literal, operations, unwrap
 from isobit.targets.nest import (
     Accumulate,
@@ -31,6 +32,7 @@ from isobit.targets.nest import (
     Store,
     Tap,
     identifier,
+    row_major,
 )
 
 
@@ -105,6 +107,8 @@ class Functions:
         self.functions: dict[tuple[object, ...], str] = {}
         self.text: list[str] = []
         self.bodies: dict[tuple[str, str], Traced] = {}
+        self.decoders: dict[Storage, str] = {}
+        """By storage: the function that gives a code's integer."""
         kinds: dict[str, set[tuple[object, ...]]] = {}
         for kernel in nest.kernels:
             for apply in _applications(kernel.body):
@@ -114,7 +118,8 @@ class Functions:
     def names(self) -> set[str]:
         """What the locals of kernels must not hide: functions and tables."""
         numbered = {f"{f}_{i + 1}" for f, count in self.variants.items() for i in range(count)}
-        return set(OPS) | set(self.variants) | numbered | set(self.tables.values())
+        decoders = {c.storage.name for c in self.nest.program.constants}
+        return set(OPS) | set(self.variants) | numbered | set(self.tables.values()) | decoders
 
     def call(self, apply: Apply, operands: list[str]) -> str:
         """The expression of one application: in place if it is one operation, else a call."""
@@ -123,6 +128,25 @@ class Functions:
             return unwrap(expression(body, operands, {}).result)
         used = [text for text, o in zip(operands, body.operands, strict=True) if o in body.nodes]
         return f"{self._function(apply)}({', '.join(used)})"
+
+    def element(self, c: Constant, position: str) -> str:
+        """The integer at a position of a packed constant."""
+        s = c.storage
+        if s not in self.decoders:
+            self.decoders[s] = f"{s.name}_scalar" if s.name in self.values else s.name
+            lines, body = expression(s.decoder, ["code"], {}), s.decoder
+            self.text += [
+                *comment(f"{(s.number[0].__doc__ or '').strip()} Of {s.bits} bits."),
+                " */",
+                f"static inline int{word(body.range.bits)}_t {self.decoders[s]}(int32_t code) {{",
+                *(part for d in lines.declarations for part in wrapped(f"  {d}")),
+                *wrapped(f"  return {lines.result};"),
+                "}",
+                "",
+            ]
+        text = f"{self.decoders[s]}(isobit_code({identifier(c.name)}, {position}, {s.bits}))"
+        narrow = word(s.decoder.range.bits) == 64 and word(self.nest.range(c.name).bits) == 32
+        return f"(int32_t){text}" if narrow else text
 
     def _body(self, apply: Apply) -> Traced:
         """The definition as this target computes it: as a table of its 8-bit operand, or with high-half products."""
@@ -281,7 +305,10 @@ class KernelPrinter:
 
     def _element(self, e: Element) -> str:
         base = f"state->{identifier(e.value)}" if e.value in self.nest.program.state else identifier(e.value)
-        places = (self._operand(i) if isinstance(i, Element | Local) else str(self._place(i)) for i in e.indices)
+        places = [self._operand(i) if isinstance(i, Element | Local) else str(self._place(i)) for i in e.indices]
+        c = self.nest.program.constant.get(e.value)
+        if c is not None and is_packed(c):
+            return self.functions.element(c, row_major(places, c.type.dims))
         return base + ("".join(f"[{p}]" for p in places) or "[0]")
 
     def _operand(self, o: Operand) -> str:

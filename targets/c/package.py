@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from isobit.quant.program import Array, Program, TensorType
+from isobit.quant.storage import is_packed, packed, stored_bytes
 from isobit.quant.vectors import Vectors, golden
 from isobit.targets.c.kernels import (
     Functions,
@@ -114,7 +115,8 @@ def header(n: Nest) -> str:
 def weights(p: Program) -> str:
     guard = f"{identifier(p.name).upper()}_WEIGHTS_H"
     lines = [
-        f"/* Weights, biases and multipliers of {p.name}. */",
+        f"/* Weights, biases and multipliers of {p.name}.  Those that say how they are stored are codes, packed from",
+        " * the lowest bit of each byte on. */",
         f"#ifndef {guard}",
         f"#define {guard}",
         "",
@@ -122,8 +124,13 @@ def weights(p: Program) -> str:
         "",
     ]
     for c in p.constants:
-        lines.append(f"/* {c.name}: {c.type}{_scale(c.type)} */")
-        lines += _array(f"static const {element_type(c.type)} {identifier(c.name)}{dims(c.type)}", c.array)
+        stored = f", stored as {c.storage.name}" if is_packed(c) else ""
+        lines.append(f"/* {c.name}: {c.type}{_scale(c.type)}{stored} */")
+        if is_packed(c):
+            codes = packed(c)
+            lines += _array(f"static const uint8_t {identifier(c.name)}[{codes.size}]", codes.astype(np.int64))
+        else:
+            lines += _array(f"static const {element_type(c.type)} {identifier(c.name)}{dims(c.type)}", c.array)
         lines.append("")
     return "\n".join([*lines, "#endif", ""])
 
@@ -266,7 +273,7 @@ def example(n: Nest) -> str:
 def readme(n: Nest) -> str:
     p, name = n.program, identifier(n.program.name)
     state_bytes = sum(s.type.size * s.type.elem.container // 8 for s in p.states)
-    weight_bytes = sum(len(c.data) for c in p.constants)
+    weight_bytes = sum(map(stored_bytes, p.constants))
     scratch_bytes = sum(n.type(v).size * n.type(v).elem.container // 8 for v in n.scratch)
     return "\n".join(
         [

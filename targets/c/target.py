@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from isobit.quant.program import Arrays, Program
+from isobit.quant.storage import stored_bytes
 from isobit.targets import toolchain
 from isobit.targets.c.harness import harness, read_output, read_taps, write_input
 from isobit.targets.c.package import RUNTIME, sources
@@ -68,6 +69,6 @@ class Session:
     def _info(self) -> dict[str, object]:
         program = self.artifact.program
         return {
-            "weights": sum(len(c.data) for c in program.constants),
+            "weights": sum(map(stored_bytes, program.constants)),
             "state": sum(s.type.size * s.type.elem.container // 8 for s in program.states),
         }

@@ -40,6 +40,16 @@ static inline int32_t isobit_clz(int64_t x, int32_t width) {
 /* x * 2^n where the result is known to fit: a shift of a negative value would be undefined. */
 static inline int64_t isobit_shl(int64_t x, int32_t n) { return (int64_t)((uint64_t)x << n); }
 
+/* Code number i of an array of codes of `bits` bits, at most 16, packed from the lowest bit of each byte on. */
+static inline int32_t isobit_code(const uint8_t *codes, int32_t i, int32_t bits) {
+  const uint32_t at = (uint32_t)i * (uint32_t)bits;
+  const uint8_t *first = codes + (at >> 3);
+  uint32_t window = first[0];
+  if (8 % bits != 0) window |= (uint32_t)first[1] << 8;
+  if (bits > 9) window |= (uint32_t)first[2] << 16;
+  return (int32_t)((window >> (at & 7)) & ((1u << bits) - 1));
+}
+
 /* Reports one element of a node's output in a traced build; nothing otherwise. */
 #ifdef ISOBIT_TRACE
 void isobit_tap(int32_t node, int32_t index, int64_t value);

@@ -1,0 +1,143 @@
+"""How constants are stored: codes of few bits, one after another, from the lowest bit of the first byte on.
+
+A code is the integer itself in two's complement, or, where the constant has a mantissa, a minifloat: sign, exponent,
+mantissa, with subnormals.  So four-bit integers and E2M1 take half a byte, ternary weights a quarter, E4M3 one byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from isobit.quant.errors import CheckError
+from isobit.quant.expr import clip, select
+from isobit.quant.expr.interval import Interval
+from isobit.quant.expr.symbols import Traced, trace
+
+if TYPE_CHECKING:
+    from isobit.quant.program import Constant, IntType
+
+WIDEST = 16
+"""Bits of the widest codes that are packed."""
+
+
+def two_complement(code: Any, *, bits: int) -> Any:
+    """The signed integer of a code."""
+    return (code ^ (1 << (bits - 1))) - (1 << (bits - 1))
+
+
+def unsigned(code: Any, *, bits: int) -> Any:
+    """The integer of a code without a sign."""
+    return code
+
+
+def minifloat(code: Any, *, bits: int, mantissa: int) -> Any:
+    """The number of a code of sign, exponent and mantissa, in units of the smallest one."""
+    size = magnitude(code & ((1 << (bits - 1)) - 1), bits=bits - 1, mantissa=mantissa)
+    return select(code < 1 << (bits - 1), size, 0 - size)
+
+
+def magnitude(code: Any, *, bits: int, mantissa: int) -> Any:
+    """The number of a code of exponent and mantissa, in units of the smallest one."""
+    exponent = code >> mantissa
+    lead = select(exponent < 1, 0, 1 << mantissa)
+    shift = clip(exponent - 1, 0, (1 << (bits - mantissa)) - 2)
+    return (lead + (code & ((1 << mantissa) - 1))) << shift
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Codes of `bits` bits; signed or not; of minifloats where `mantissa` is not None."""
+
+    bits: int
+    signed: bool
+    mantissa: int | None = None
+
+    @property
+    def name(self) -> str:
+        """As a word: i4, u8, e4m3, and e4m0u where there is no sign."""
+        if self.mantissa is None:
+            return f"{'i' if self.signed else 'u'}{self.bits}"
+        return f"e{self.bits - self.signed - self.mantissa}m{self.mantissa}{'' if self.signed else 'u'}"
+
+    @property
+    def straddles(self) -> bool:
+        """Whether a code may lie in several bytes."""
+        return 8 % self.bits != 0
+
+    @property
+    def number(self) -> tuple[Callable[..., Any], dict[str, int]]:
+        """The definition that gives a code's integer, and its parameters."""
+        if self.mantissa is None:
+            return two_complement if self.signed else unsigned, {"bits": self.bits}
+        return minifloat if self.signed else magnitude, {"bits": self.bits, "mantissa": self.mantissa}
+
+    @cached_property
+    def decoder(self) -> Traced:
+        """`number`, recorded: what targets print."""
+        define, params = self.number
+        return trace(define, [Interval(0, (1 << self.bits) - 1)], params)
+
+    def decoded(self, codes: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        define, params = self.number
+        return np.asarray(define(np.asarray(codes, np.int64), **params))
+
+    def codes(self, integers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The code of every integer; of zero the positive one.  Raises CheckError where there is none."""
+        if self.mantissa is None:
+            return integers & ((1 << self.bits) - 1)
+        every, order = _numbers(self)
+        place = np.clip(np.searchsorted(every, integers), 0, len(every) - 1)
+        if (wrong := every[place] != integers).any():
+            raise CheckError(f"{integers[wrong][0]} is no number of {self.name}")
+        return order[place]
+
+
+@cache
+def _numbers(storage: Storage) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """All numbers of a format in ascending order, and their codes."""
+    numbers = storage.decoded(np.arange(1 << storage.bits))
+    order = np.argsort(numbers, kind="stable")
+    return numbers[order], order
+
+
+def storage(elem: IntType, mantissa: int | None = None) -> Storage:
+    """How integers of this type are stored; `mantissa` where they are minifloats."""
+    if mantissa is None:
+        return Storage(elem.bits, elem.signed)
+    exponents = elem.bits - elem.signed - mantissa
+    return Storage(elem.signed + exponents.bit_length() + mantissa, elem.signed, mantissa)
+
+
+def is_packed(c: Constant) -> bool:
+    """Whether a constant takes less room as codes than in a machine integer for every element."""
+    return c.storage.bits <= WIDEST and c.storage.bits < c.type.elem.container
+
+
+def stored_bytes(c: Constant) -> int:
+    """Bytes of a constant on every target but `hls`, whose memories have the width of a code."""
+    return len(packed(c)) if is_packed(c) else len(c.data)
+
+
+def packed(c: Constant) -> npt.NDArray[np.uint8]:
+    """The codes of a constant, row-major, with as many bytes behind them as a read of the last one touches."""
+    s = c.storage
+    bits = (s.codes(c.array.ravel())[:, None] >> np.arange(s.bits)) & 1
+    data = np.packbits(bits.astype(np.uint8), bitorder="little")
+    return np.pad(data, (0, touched(s) - 1))
+
+
+def touched(s: Storage) -> int:
+    """Bytes that the read of one code touches, from the one with its lowest bit on."""
+    return 1 + s.straddles + (s.bits > 9)
+
+
+def unpacked(s: Storage, data: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.int64]:
+    """The integers of `size` codes: the inverse of `packed`."""
+    bits = np.unpackbits(data, bitorder="little")[: size * s.bits].reshape(size, s.bits)
+    return s.decoded(bits.astype(np.int64) @ (1 << np.arange(s.bits)))
