@@ -15,13 +15,15 @@ from onnx import helper, numpy_helper
 
 from isobit.export.onnx.body import INT64_MAX, Body, element
 from isobit.export.onnx.functions import DOMAIN, NODE_ATTRIBUTES, OPSET, Functions, next_name, operands
+from isobit.export.onnx.packed import codes_name, initializer
 from isobit.export.onnx.region import MARK, append_region
 from isobit.quant.check import check
 from isobit.quant.errors import CheckError
-from isobit.quant.program import CONTAINERS, Program, TensorType
+from isobit.quant.program import CONTAINERS, Constant, Program, TensorType
+from isobit.quant.storage import is_packed, stored_bytes
 
 PRODUCER = "isobit"
-FORMAT_VERSION = "3"
+FORMAT_VERSION = "4"
 """Changes whenever the emission of some Program changes: `load` compares bytes."""
 IR_VERSION = 10
 
@@ -34,6 +36,7 @@ def emit(program: Program) -> onnx.ModelProto:
     checked = check(program)
     _refuse_unstorable(program)
     functions, body = Functions(checked), Body([], MARK)
+    body.nodes += [functions.unpack(c) for c in program.constants if is_packed(c)]
     first, count = 0, len(program.nodes)
     for start, end in (*program.regions, (count, count)):
         for n in program.nodes[first:start]:
@@ -53,7 +56,7 @@ def emit(program: Program) -> onnx.ModelProto:
             *(_value_info(o, checked.types[o]) for o in program.outputs),
             *(_value_info(next_name(s.name), s.type) for s in program.states),
         ],
-        [numpy_helper.from_array(c.array.astype(c.type.elem.dtype), c.name) for c in program.constants],
+        [_initializer(c) for c in program.constants],
         value_info=[_value_info(name, checked.types[name]) for name in inner],
     )
     model = helper.make_model(
@@ -76,8 +79,14 @@ def serialized(message: onnx.ModelProto | onnx.FunctionProto) -> bytes:
     return bytes(message.SerializeToString(deterministic=True))
 
 
+def _initializer(c: Constant) -> onnx.TensorProto:
+    return initializer(c) if is_packed(c) else numpy_helper.from_array(c.array.astype(c.type.elem.dtype), c.name)
+
+
 def _refuse_unstorable(program: Program) -> None:
     names = _tensors(program).keys() | {n.output for n in program.nodes}
+    if taken := sorted(c.name for c in program.constants if is_packed(c) and codes_name(c.name) in names):
+        raise CheckError(f"{codes_name(taken[0])} is what holds {taken[0]}: rename the value of this name")
     if taken := sorted(s.name for s in program.states if next_name(s.name) in names):
         raise CheckError(f"{next_name(taken[0])} is the new value of state {taken[0]}: rename the value of this name")
     if program.regions and (marked := sorted(name for name in names if MARK in name)):
@@ -86,7 +95,7 @@ def _refuse_unstorable(program: Program) -> None:
         for name, value in n.params:
             if name in NODE_ATTRIBUTES or not -INT64_MAX - 1 <= value <= INT64_MAX:
                 raise CheckError(f"{n.loc} ({n.op}): parameter {name} = {value} cannot be an integer attribute in ONNX")
-    if (size := sum(len(c.data) for c in program.constants)) > MOST_BYTES:
+    if (size := sum(map(stored_bytes, program.constants))) > MOST_BYTES:
         raise CheckError(f"{program.name}: {size} bytes of weights, an ONNX file holds {MOST_BYTES}")
 
 
@@ -99,7 +108,9 @@ def _tensors(program: Program) -> dict[str, TensorType]:
 def _metadata(program: Program) -> dict[str, str]:
     """JSON where it is not a plain string: what tensors of ONNX do not hold."""
     tensors = _tensors(program)
-    elements = {k: str(t.elem) for k, t in tensors.items() if not t.elem.signed or t.elem.bits not in CONTAINERS}
+    coded = {c.name for c in program.constants if is_packed(c)}
+    odd = {k: t.elem for k, t in tensors.items() if not t.elem.signed or t.elem.bits not in CONTAINERS}
+    elements = {k: str(elem) for k, elem in odd.items() if k not in coded}
     scales = {k: repr(t.scale) for k, t in tensors.items() if t.scale is not None}
     return {
         "isobit.certificates": json.dumps([c.data() for c in program.certificates], sort_keys=True),

@@ -14,12 +14,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from isobit.export.onnx import packed
 from isobit.export.onnx.body import INT64_MAX, Body, Value, element
 from isobit.export.onnx.moved import moved
 from isobit.export.onnx.products import combined, partial_sums
 from isobit.quant.check import Checked
 from isobit.quant.ops import Structure
-from isobit.quant.program import Node, Program
+from isobit.quant.program import Constant, Node, Program
 
 DOMAIN = "isobit"
 OPSET = 21
@@ -60,12 +61,33 @@ class Functions:
             call.attribute.append(helper.make_attribute(name, value))
         return call
 
+    def unpack(self, c: Constant) -> onnx.NodeProto:
+        """The node that makes a packed constant from its codes."""
+        function = helper.make_function(
+            DOMAIN,
+            packed.UNPACK,
+            ["codes"],
+            ["y"],
+            packed.unpack(c).nodes,
+            [helper.make_opsetid("", OPSET)],
+            attributes=sorted(packed.ATTRIBUTES),
+            doc_string=(c.storage.number[0].__doc__ or "").strip(),
+        )
+        own = packed.attributes(c)
+        return helper.make_node(
+            self._named(function), [packed.codes_name(c.name)], [c.name], name=c.name, domain=DOMAIN, **own
+        )
+
     def _of(self, n: Node, one_step: bool) -> str:
-        f = _function(n, self.checked, one_step)
+        return self._named(_function(n, self.checked, one_step))
+
+    def _named(self, f: onnx.FunctionProto) -> str:
+        """The name of this function, or of the one that is equal to it."""
         key = f.SerializeToString(deterministic=True)
         if key not in self._name:
-            self._count[n.op] = self._count.get(n.op, 0) + 1
-            f.name = self._name[key] = f"{n.op}__{self._count[n.op]}"
+            op = f.name
+            self._count[op] = self._count.get(op, 0) + 1
+            f.name = self._name[key] = f"{op}__{self._count[op]}"
             self.made.append(f)
         return self._name[key]
 

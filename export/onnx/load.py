@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -17,9 +18,10 @@ from onnx import AttributeProto, TensorProto
 from isobit.export.onnx.body import CONTAINER_TYPES
 from isobit.export.onnx.emit import FORMAT_VERSION, PRODUCER, emit, serialized, to_bytes
 from isobit.export.onnx.functions import DOMAIN, NODE_ATTRIBUTES
+from isobit.export.onnx.packed import constant_of, is_unpack
 from isobit.export.onnx.region import calls, outer_name
 from isobit.quant.certificates.certificate import from_data
-from isobit.quant.errors import InputError, IsobitError
+from isobit.quant.errors import CheckError, InputError, IsobitError
 from isobit.quant.program import Constant, Input, IntType, Node, Program, State, TensorType, int_type
 from isobit.targets.files import write_file
 
@@ -139,16 +141,20 @@ def _program(model: onnx.ModelProto, metadata: dict[str, str]) -> Program:
         shape = tuple(d.dim_param or d.dim_value for d in t.shape.dim)
         return tensor(v.name, t.elem_type, shape[1:])
 
+    unpacking = {c.input[0]: c for c, _ in calls(graph) if is_unpack(c) and len(c.input) == len(c.output) == 1}
+
     def constant(i: onnx.TensorProto) -> Constant:
         if i.data_location == TensorProto.EXTERNAL or i.external_data:
             raise _Malformed(f"weight {i.name} lies in another file; isobit keeps all of a program in one")
+        if i.name in unpacking:
+            return _unpacked(unpacking[i.name], i, scales)
         t = tensor(i.name, i.data_type, tuple(i.dims))
         expected = math.prod(i.dims) * t.elem.container // 8
         if min(i.dims, default=0) < 0 or len(i.raw_data) != expected:
             raise _Malformed(f"weight {i.name} of shape {tuple(i.dims)} takes {expected} bytes, got {len(i.raw_data)}")
         return Constant(i.name, t, i.raw_data)
 
-    nodes = tuple(_node(call, in_region) for call, in_region in calls(graph))
+    nodes = tuple(_node(call, in_region) for call, in_region in calls(graph) if not is_unpack(call))
     owned = {n.state for n in nodes if n.state}
     states = tuple(v for v in graph.input if v.name in owned)
     if missing := sorted({s.name for s in states} ^ initial.keys()):
@@ -163,6 +169,14 @@ def _program(model: onnx.ModelProto, metadata: dict[str, str]) -> Program:
         outputs[: len(outputs) - len(states)],
         tuple(from_data(c) for c in _listed(metadata, "isobit.certificates")),
     )
+
+
+def _unpacked(call: onnx.NodeProto, codes: onnx.TensorProto, scales: dict[str, str]) -> Constant:
+    try:
+        c = constant_of(call, codes)
+    except (KeyError, ValueError, CheckError) as e:
+        raise _Malformed(f"weight {codes.name}: {e}") from e
+    return replace(c, type=replace(c.type, scale=float(scales[c.name]))) if c.name in scales else c
 
 
 def _listed(metadata: dict[str, str], key: str) -> list[object]:

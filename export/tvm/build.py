@@ -113,7 +113,7 @@ def link(module: Any, path: Path) -> None:
         os.replace(Path(folder, "sequence.so"), path)
 
 
-def _llvm_constant(name: str, array: npt.NDArray[np.signedinteger]) -> str:
+def _llvm_constant(name: str, array: npt.NDArray[np.integer]) -> str:
     """LLVM text: the data, and the function that gives its address."""
     text = "".join(f"\\{byte:02X}" for byte in array.tobytes())
     return (

@@ -13,7 +13,7 @@ from tvm.tirx.build import split_host_device_mods
 from isobit.export.tvm.build import lowered
 from isobit.export.tvm.function import Function, constant_symbol
 
-C_TYPES = {"int8": "signed char", "int16": "short", "int32": "int", "int64": "long long"}
+C_TYPES = {"uint8": "unsigned char", "int8": "signed char", "int16": "short", "int32": "int", "int64": "long long"}
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def source(function: Function, arch: str) -> Source:
     return Source(constants + str(text), str(symbol.name_hint), tuple(str(p.name) for p in prim.params))
 
 
-def _constant(name: str, array: npt.NDArray[np.signedinteger]) -> str:
+def _constant(name: str, array: npt.NDArray[np.integer]) -> str:
     """The data in the GPU's memory, and the function that gives its address."""
     ctype, values = C_TYPES[array.dtype.name], ",".join(map(_literal, array.ravel().tolist()))
     return (

@@ -23,7 +23,8 @@ from isobit.export.tvm.expression import Block, Buffer, Expr, Stmt, cast, dtype_
 from isobit.export.tvm.parameters import Parameter, Role
 from isobit.quant.expr.interval import Interval
 from isobit.quant.ops.moves import Affine
-from isobit.quant.program import container, word
+from isobit.quant.program import Constant, container, word
+from isobit.quant.storage import is_packed, packed, touched
 from isobit.targets.nest import (
     Accumulate,
     Accumulator,
@@ -59,7 +60,7 @@ class Function:
 
     prim: tirx.PrimFunc
     parameters: tuple[Parameter, ...]
-    constants: Mapping[str, npt.NDArray[np.signedinteger]]
+    constants: Mapping[str, npt.NDArray[np.integer]]
 
 
 def sequence(nest: Nest, traced: bool, threads: int | None = None, dot_lanes: int = 0) -> Function:
@@ -112,7 +113,7 @@ class _Printer:
         self.lead: dict[str, tuple[Expr, ...]] = {}
         self.tables: dict[tuple[int, ...], Buffer] = {}
         self.taken = {identifier(name) for name in nest.program.constant}
-        self.constants: dict[str, npt.NDArray[np.signedinteger]] = {}
+        self.constants: dict[str, npt.NDArray[np.integer]] = {}
         self.constant_buffers: dict[str, Buffer] = {}
         self.thread = tirx.IterVar(
             Range(0, threads or 1), tirx.Var("tx", "int32"), tirx.IterVar.ThreadIndex, "threadIdx.x"
@@ -186,7 +187,7 @@ class _Printer:
         """Whether a CPU keeps the scratch values on its stack."""
         return not self.threads and sum(map(self.bytes, self.nest.scratch)) <= STACK_BYTES
 
-    def constant(self, name: str, array: npt.NDArray[np.signedinteger]) -> Buffer:
+    def constant(self, name: str, array: npt.NDArray[np.integer]) -> Buffer:
         """A buffer of constants, declared where all of them are; `name` is unique among them."""
         self.constants[name] = array
         self.constant_buffers[name] = _buffer(name, [imm(d) for d in array.shape], array.dtype.name)
@@ -237,7 +238,7 @@ class _Printer:
         copy = _buffer(f"{name}_bytes", [imm(-(-p.columns // vnni.QUAD) * vnni.QUAD)], "uint8")
         total = _buffer(f"{name}_total", list(start.shape), "int32")
         block.statements += [_on_stack(copy), _on_stack(total)]
-        block.statements += vnni.unsigned_copy(p, self.element(p.x), column, copy)
+        block.statements += vnni.unsigned_copy(p, self.element(p.x, block), column, copy)
         block.statements += vnni.dot_products(p, lanes, copy, weight, start, total)
         row, rest = tirx.Var(p.row, "int32"), block.child()
         self.index[p.row], self.locals[p.node.output] = row, load(total, row)
@@ -275,7 +276,7 @@ class _Printer:
                     self.loop(s, block)
                 case Accumulator():
                     dtype = f"int{word(s.range.bits)}"
-                    start = self.operand(s.start, dtype)
+                    start = self.operand(s.start, block, dtype)
                     self.locals[s.value] = load(block.scalar(identifier(s.value), cast(start, dtype)), 0)
                 case Accumulate():
                     self.accumulate(s, block)
@@ -284,12 +285,12 @@ class _Printer:
                     self.locals[s.value] = load(block.scalar(identifier(s.value), value), 0)
                 case Store():
                     to = self.buffers[s.to.value]
-                    value = cast(self.operand(s.operand, str(to.dtype)), str(to.dtype))
-                    block.statements.append(store(to, value, *self.place(s.to.value, s.to.indices)))
+                    value = cast(self.operand(s.operand, block, str(to.dtype)), str(to.dtype))
+                    block.statements.append(store(to, value, *self.place(s.to, block)))
                 case Tap():
                     if self.traced:
-                        place = [self.batch, self.time, *map(self.position, s.indices)]
-                        value = cast(self.operand(s.operand, "int64"), "int64")
+                        place = [self.batch, self.time, *(self.position(i, block) for i in s.indices)]
+                        value = cast(self.operand(s.operand, block, "int64"), "int64")
                         block.statements.append(store(self.traces[s.node.output], value, *place))
 
     def loop(self, s: Loop, block: Block) -> None:
@@ -309,31 +310,46 @@ class _Printer:
         block.statements.append(store(total.source, cast(value, dtype_of(total)), 0))
 
     def apply(self, apply: Apply, block: Block) -> Expr:
-        return expression(apply.body, [self.operand(o) for o in apply.operands], block)
+        return expression(apply.body, [self.operand(o, block) for o in apply.operands], block)
 
-    def operand(self, o: Operand, dtype: str = "int32") -> Expr:
+    def operand(self, o: Operand, block: Block, dtype: str = "int32") -> Expr:
         """dtype: of a literal."""
         match o:
             case Element():
-                return self.element(o)
+                return self.element(o, block)
             case Local():
                 return self.locals[o.value]
             case Literal():
                 return imm(o.value, dtype)
 
-    def element(self, e: Element) -> Expr:
-        if e.value in self.nest.program.constant and e.value not in self.buffers:
-            c = self.nest.program.constant[e.value]
+    def element(self, e: Element, block: Block) -> Expr:
+        c = self.nest.program.constant.get(e.value)
+        if c is not None and e.value not in self.buffers:
             array = np.frombuffer(c.data, c.type.elem.dtype).reshape(c.type.dims or (1,))
             self.lead[e.value] = ()
-            self.buffers[e.value] = self.constant(identifier(e.value), array)
-        return load(self.buffers[e.value], *self.place(e.value, e.indices))
+            self.buffers[e.value] = self.constant(identifier(e.value), packed(c) if is_packed(c) else array)
+        if c is not None and is_packed(c):
+            return self.decoded(c, self.place(e, block), block)
+        return load(self.buffers[e.value], *self.place(e, block))
 
-    def place(self, value: str, indices: tuple[Index, ...]) -> list[Expr]:
+    def decoded(self, c: Constant, place: list[Expr], block: Block) -> Expr:
+        """The integer of a code, which may lie in several bytes."""
+        position, codes, s = imm(0), self.buffers[c.name], c.storage
+        for k, size in zip(place, c.type.dims or (1,), strict=True):
+            position = tirx.Add(tirx.Mul(position, imm(size)), k)
+        at = load(block.scalar("at", tirx.Mul(position, imm(s.bits))), 0)
+        first, window = tirx.shift_right(at, imm(3)), imm(0)
+        for i in range(touched(s)):
+            byte = tirx.Cast("int32", load(codes, tirx.Add(first, imm(i))))
+            window = tirx.bitwise_or(window, tirx.shift_left(byte, imm(8 * i)))
+        code = tirx.bitwise_and(tirx.shift_right(window, tirx.bitwise_and(at, imm(7))), imm((1 << s.bits) - 1))
+        return cast(expression(s.decoder, [code], block), f"int{word(self.nest.range(c.name).bits)}")
+
+    def place(self, e: Element, block: Block) -> list[Expr]:
         """Where an element of a stored value lies; a scalar outside of time is an array of one."""
-        return [*self.lead[value], *map(self.position, indices)] or [imm(0)]
+        return [*self.lead[e.value], *(self.position(i, block) for i in e.indices)] or [imm(0)]
 
-    def position(self, i: Index) -> Expr:
+    def position(self, i: Index, block: Block) -> Expr:
         match i:
             case Affine():
                 parts = [self.index[k] if c == 1 else tirx.Mul(self.index[k], imm(c)) for k, c in i.terms]
@@ -344,7 +360,7 @@ class _Printer:
             case str():
                 return self.index[i]
             case _:
-                return cast(self.operand(i), "int32")
+                return cast(self.operand(i, block), "int32")
 
 
 def _sequence(statements: list[Stmt]) -> Stmt:

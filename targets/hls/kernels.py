@@ -121,7 +121,8 @@ class _KernelPrinter:
         match operand:
             case Element():
                 places = (self._operand(i) if isinstance(i, Element | Local) else str(i) for i in operand.indices)
-                return self.unit.value[operand.value] + "".join(f"[{p}]" for p in places)
+                element = self.unit.value[operand.value] + "".join(f"[{p}]" for p in places)
+                return self.unit.decoded(operand.value, element) if self.unit.is_coded(operand.value) else element
             case Local():
                 return self.scalar[operand.value]
             case Literal():

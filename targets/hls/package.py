@@ -109,9 +109,12 @@ class Package:
         lines = [self.about, f"#ifndef {guard}", f"#define {guard}", "", "#include <ap_int.h>", ""]
         lines.append(f"namespace {self.name}_layers {{")
         for c in self.program.constants:
-            values = [int(v) for v in c.array.ravel()]
             lines += ["", f"// {c.name}: {c.type}{_unit(c.type.scale)}"]
-            lines.append(initialised(f"static const {self.unit.declaration(c.name)}", values, c.type.dims))
+            array, declaration = c.array, self.unit.declaration(c.name)
+            if self.unit.is_coded(c.name):
+                array, declaration = c.storage.codes(c.array), self.unit.coded_declaration(c)
+                lines[-1] += f", stored as {c.storage.name}"
+            lines.append(initialised(f"static const {declaration}", array.ravel().tolist(), c.type.dims))
         for entries, name in self.unit.tables.items():
             lines += ["", f"// A table of {len(entries)} entries in [{min(entries)}, {max(entries)}]."]
             declaration = f"static const {ap(table_width(entries))} {name}[{len(entries)}]"
@@ -119,7 +122,8 @@ class Package:
         return "\n".join([*lines, "", f"}}  // namespace {self.name}_layers", "", "#endif", ""])
 
     def source(self) -> str:
-        functions = [self.unit.function_text(f) + "\n" for f in self.unit.functions.values()]
+        scalars = [*self.unit.decoders.values(), *self.unit.functions.values()]
+        functions = [self.unit.function_text(f) + "\n" for f in scalars]
         kernels = [kernel_text(self.unit, k) + "\n" for k in self.nest.kernels]
         return "\n".join(
             [

@@ -9,6 +9,8 @@ from functools import cached_property
 from isobit.quant.expr.symbols import Traced
 from isobit.quant.facts import macs
 from isobit.quant.ops.moves import Affine
+from isobit.quant.program import Constant
+from isobit.quant.storage import Storage
 from isobit.targets.hls import expression
 from isobit.targets.hls.text import Names, ap, comment, dims
 from isobit.targets.nest import (
@@ -121,9 +123,11 @@ class Unit:
         """By value: the name of its array, or of its scalar."""
         self.tables = self._tables(names)
         self.functions = self._functions(names)
+        self.decoders = self._decoders(names)
+        """By storage: the function that gives a code's integer."""
         self.kernel = self._kernels()
         """By kernel name: the name of its function."""
-        self.names = Names({*letters, *self.tables.values(), *(f.name for f in self.functions.values())})
+        self.names = Names({*letters, *self.tables.values(), *self.scalar_functions()})
         """What a kernel's own names must differ from, beside those of the values that it stores or reads."""
 
     def bits(self, value: str) -> int:
@@ -146,6 +150,20 @@ class Unit:
     def declaration(self, value: str, name: str | None = None) -> str:
         """`ap_int<8> name[16][4]`."""
         return f"{ap(self.bits(value))} {name or self.value[value]}{dims(self.shape(value))}"
+
+    def is_coded(self, value: str) -> bool:
+        """Whether a value is a constant whose memory holds codes of minifloats."""
+        return value in self.nest.program.constant and self.nest.program.constant[value].mantissa is not None
+
+    def coded_declaration(self, c: Constant) -> str:
+        """`ap_uint<4> name[16][4]`."""
+        return f"ap_uint<{c.storage.bits}> {self.value[c.name]}{dims(c.type.dims)}"
+
+    def decoded(self, value: str, code: str) -> str:
+        """The integer of a code, in a type of the width of the constant's integers."""
+        f = self.decoders[self.nest.program.constant[value].storage]
+        call, bits = f"{f.name}({code})", self.bits(value)
+        return call if f.traced.range.bits == bits else f"{ap(bits)}({call})"
 
     def parameter(self, value: str, written: bool, used: bool = True) -> str:
         """A stored value as a parameter: scalars by value, or by reference where they are written."""
@@ -176,6 +194,10 @@ class Unit:
         """Multiply-accumulates per time step."""
         return sum(macs(self.nest.program, n) for n in kernel.group.nodes)
 
+    def scalar_functions(self) -> Iterator[str]:
+        """Names of the functions that kernels call."""
+        yield from (f.name for f in (*self.decoders.values(), *self.functions.values()))
+
     def _tables(self, names: Names) -> dict[tuple[int, ...], str]:
         tables: dict[tuple[int, ...], str] = {}
         for apply in self._applied():
@@ -199,9 +221,19 @@ class Unit:
             functions[define, key] = Function(names.fresh(wanted), summary, apply.body, layers)
         return functions
 
+    def _decoders(self, names: Names) -> dict[Storage, Function]:
+        found: dict[Storage, list[str]] = {}
+        for c in self.nest.program.constants:
+            if self.is_coded(c.name):
+                found.setdefault(c.storage, []).append(c.name)
+        return {
+            s: Function(names.fresh(s.name), (s.number[0].__doc__ or "").strip(), s.decoder, layers)
+            for s, layers in found.items()
+        }
+
     def _kernels(self) -> dict[str, str]:
         """Named after the layer, and after the output where several groups are of one layer."""
-        names = Names({*self.tables.values(), *(f.name for f in self.functions.values())})
+        names = Names({*self.tables.values(), *self.scalar_functions()})
         names.taken.update(self.value[c] for c in self.nest.program.constant)
         locs = [k.group.loc for k in self.nest.kernels]
         chosen = {}
