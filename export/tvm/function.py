@@ -235,11 +235,12 @@ class _Printer:
         column = self.index[p.column] = tirx.Var(p.column, "int32")
         weight = self.constant(self.unique(f"{name}_packed"), vnni.packed(p, lanes))
         start = self.constant(self.unique(f"{name}_start"), vnni.folded_start(p, lanes))
-        copy = _buffer(f"{name}_bytes", [imm(-(-p.columns // vnni.QUAD) * vnni.QUAD)], "uint8")
+        tables = self.constant(self.unique(f"{name}_numbers"), vnni.tables(p, lanes)) if p.lookups else None
+        copy = _buffer(f"{name}_bytes", [imm(p.quads * vnni.QUAD)], "uint8")
         total = _buffer(f"{name}_total", list(start.shape), "int32")
         block.statements += [_on_stack(copy), _on_stack(total)]
         block.statements += vnni.unsigned_copy(p, self.element(p.x, block), column, copy)
-        block.statements += vnni.dot_products(p, lanes, copy, weight, start, total)
+        block.statements += vnni.dot_products(p, lanes, vnni.Buffers(copy, weight, tables, start, total))
         row, rest = tirx.Var(p.row, "int32"), block.child()
         self.index[p.row], self.locals[p.node.output] = row, load(total, row)
         self.statements(p.rest, rest)
