@@ -21,6 +21,7 @@ from isobit.tools.status import op_program
 from tests.feedback import FEEDBACK, gated_cell, loops
 from tests.models import mamba_block
 from tests.primitives import primitive_programs, primitive_vectors
+from tests.stored import stored_program
 
 RUNNABLE = [t for t in TARGETS if t != "gpu"]
 NEEDS = {"c": ["gcc"], "mcu": ["arm-none-eabi-gcc", "qemu-system-arm"], "hls": ["g++"], "cpu": ["gcc"]}
@@ -53,6 +54,12 @@ def test_every_primitive(name: str, which: int, monkeypatch: pytest.MonkeyPatch)
     inputs = primitive_vectors(program)
     outputs, states = interpret(program, inputs)
     assert_exact(program, name, [Vectors("primitives", "every pair", inputs, outputs, states)])
+
+
+@every_target
+def test_every_number_of_packed_constants(name: str) -> None:
+    program, vectors = stored_program()
+    assert_exact(program, name, [vectors])
 
 
 def soft_threshold(x: Any, *, limit: int) -> Any:

@@ -19,7 +19,7 @@ from isobit.quant.capture.capture import capture, disagreement
 from isobit.quant.capture.factory import load_model
 from isobit.quant.errors import InputError
 from isobit.quant.lower.edges import InputSpec, input_spec, quantize_input
-from isobit.quant.nn import CausalConv1d, SelectiveRecurrence, diagonal_recurrence, lif
+from isobit.quant.nn import SelectiveRecurrence, causal_conv1d, diagonal_recurrence, lif
 from isobit.quant.program import IntType
 from isobit.quant.quantize import quantize
 from isobit.quant.recipe import Recipe
@@ -82,7 +82,7 @@ MODELS: list[tuple[str, Callable[..., Tensor], list[str]]] = [
     ("elu with alpha", lambda x, p: functional.elu(x, 0.5), ["inner", "elu", "expected alpha 1"]),
     ("a power", lambda x, p: x.abs() ** 3, ["inner", "the power 3", "expected 2 or 0.5"]),
     ("identity", lambda x, p: functional.dropout(x, training=False), ["returns its input"]),
-    ("kernel of 1", lambda x, p: CausalConv1d(C, 1)(x), ["kernel of at least 2"]),
+    ("kernel of 1", lambda x, p: causal_conv1d(x, torch.ones(C, 1), torch.ones(C)), ["kernel of at least 2"]),
     ("negative step", lambda x, p: recurrence(x, x, -1.0), ["inner", "softplus"]),
     ("growing state", lambda x, p: recurrence(x, functional.softplus(x), 1.0), ["inner", "reaches 1,", "grow"]),
     ("decay above 1", lambda x, p: diagonal_recurrence(torch.exp(x), x), ["inner", "decay", "0 to 1"]),
