@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 
 from isobit.quant.errors import InputError
 from isobit.quant.formats import format_named
+from isobit.quant.formats.blocks import RULES, Blocks
 from isobit.quant.formats.format import Format
 
 STATE_BITS = 16
@@ -29,8 +30,8 @@ NAMES = ("weights", "activations")
 class Recipe:
     """Formats.  Every value is symmetric about zero; weights have a scale per output channel.
 
-    weights: a format by its name, of matmuls and convolutions.  activations: a minifloat, of their other operands;
-    integers of act_bits where empty.  act_bits: also of keys and queries, B and C of recurrences.
+    weights: a format by its name, of matmuls and convolutions.  activations: a minifloat, or MX blocks, of their other
+    operands; integers of act_bits where empty.  act_bits: also of keys and queries, B and C of recurrences.
     wide_bits: what enters a nonlinear, the step size and the drive of recurrences, gates, the residual stream, outputs.
     state_bits: of recurrences, up to 32; or CERTIFIED.  nonlinear: the mode of silu, softplus and exp.
     layers: for layers whose path matches a pattern (of fnmatch, the last that does), widths of their own.
@@ -51,8 +52,15 @@ class Recipe:
                 chosen = format_named(format)
             except InputError as e:
                 raise InputError(f"recipe {self.name}: {key}: {e}") from e
-            if key == "activations" and (not isinstance(chosen, Format) or chosen.mantissa is None):
-                raise InputError(f"recipe {self.name}: activations is '{format}', expected a minifloat, as e4m3")
+            if key == "activations" and not _is_operand(chosen):
+                raise InputError(
+                    f"recipe {self.name}: activations is '{format}', expected a minifloat, as e4m3, or blocks, as mxfp8"
+                )
+        if (blocks := self.blocks) and not self._meets(blocks):
+            raise InputError(
+                f"recipe {self.name}: activations is '{self.activations}', blocks of {blocks.size}, and weights is "
+                f"'{self.weights}', expected blocks of {blocks.size} too"
+            )
         widths = {"act_bits": self.act_bits, "wide_bits": self.wide_bits}
         for key, bits in widths.items():
             if not 2 <= bits <= 16:
@@ -75,13 +83,23 @@ class Recipe:
         return replace(self, name=f"{self.name}, layers '{pattern}'", layers={}, **own)  # type: ignore[arg-type]
 
     @property
+    def blocks(self) -> Blocks | None:
+        """Of the operand of a linear layer, beside the weights, where it is in blocks."""
+        chosen = format_named(self.activations) if self.activations else None
+        return chosen if isinstance(chosen, Blocks) else None
+
+    def _meets(self, blocks: Blocks) -> bool:
+        weights = format_named(self.weights)
+        return isinstance(weights, Blocks) and weights.size == blocks.size
+
+    @property
     def operand(self) -> int | Format:
-        """Of matmuls and convolutions, beside the weights: a width of integers, or a minifloat."""
+        """Of matmuls and convolutions, beside the weights: a width of integers, or a minifloat, that of blocks."""
         if not self.activations:
             return self.act_bits
         chosen = format_named(self.activations)
-        assert isinstance(chosen, Format)
-        return chosen
+        element = chosen.element if isinstance(chosen, Blocks) else chosen
+        return element.bits if element.mantissa is None else element
 
     @property
     def held_bits(self) -> int:
@@ -101,6 +119,10 @@ class Recipe:
                 raise InputError(f"recipe {self.name}: no layer matches '{pattern}'; the layers are {', '.join(paths)}")
 
 
+def _is_operand(format: Format | Blocks) -> bool:
+    return format.rule in RULES if isinstance(format, Blocks) else format.mantissa is not None
+
+
 RECIPES = {
     recipe.name: recipe
     for recipe in (
@@ -111,6 +133,8 @@ RECIPES = {
         Recipe("w2a8", weights="int2-g32"),
         Recipe("ternary-a8", weights="ternary"),
         Recipe("pot-a8", weights="pot4"),
+        Recipe("mxfp8", weights="mxfp8", activations="mxfp8"),
+        Recipe("mxfp6", weights="mxfp6", activations="mxfp6"),
         Recipe("mxfp4-a8", weights="mxfp4"),
         Recipe("fp8-e4m3", weights="e4m3", activations="e4m3"),
         Recipe("fp6-e3m2", weights="e3m2", activations="e3m2"),

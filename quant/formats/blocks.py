@@ -90,6 +90,22 @@ RULES: dict[str, Callable[[Floats, Format], Array]] = {
 ceil(log2(peak / largest)); torchao's rounding of the peak."""
 
 
+def carry_of(rule: str, element: Format, width: int) -> int:
+    """The same rules on integers: the least mantissa, in [2^(width-1), 2^width), at which a power is one more.
+
+    The exponent of a block is floor(log2 peak) less that of the element's largest number, and so much more.
+    """
+    one = 1 << (width - 1)
+    *_, below, top = element.magnitudes
+    carries = {
+        "floor": 2 * one,
+        "ceil": one + 1,
+        "rceil": (top << width >> top.bit_length()) + 1,
+        "even": 2 * one - (one >> (top.bit_length() - (top - below).bit_length() + 1)),
+    }
+    return carries[rule]
+
+
 INTEGER = "integer"
 """The rule of groups: an integer of SCALE_BITS bits times the channel's unit, at which nothing saturates."""
 

@@ -37,6 +37,11 @@ class Format:
         return storage(self.elem, self.mantissa).bits
 
     @property
+    def significant(self) -> int:
+        """Bits below the leading one of a number: the mantissa; of integers, all."""
+        return self.largest.bit_length() if self.mantissa is None else self.mantissa
+
+    @property
     def elem(self) -> IntType:
         """The integers that its numbers are."""
         return IntType(Interval(-self.largest, self.largest).bits)
@@ -59,7 +64,8 @@ class Format:
         above = np.clip(np.searchsorted(grid, scaled), 1, len(grid) - 1)
         below, half = above - 1, (grid[above - 1] + grid[above]) / 2
         up = (scaled > half) | ((scaled == half) & (above % 2 == 0))
-        return np.copysign(grid[np.where(up, above, below)], real).astype(np.int64)
+        signed: Array = np.copysign(grid[np.where(up, above, below)], real).astype(np.int64)
+        return signed
 
 
 def integer(bits: int) -> Format:

@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from isobit.quant.capture.graph import Floats, GraphNode
 from isobit.quant.expr.interval import Interval
 from isobit.quant.formats import FORMATS, format_named
-from isobit.quant.formats.blocks import SCALE_BITS, Blocks, quantized_rows
+from isobit.quant.formats.blocks import Blocks, quantized_rows
 from isobit.quant.formats.format import Format
-from isobit.quant.lower.moves import padded, split
+from isobit.quant.lower.blocks import blocked_operand, blocked_products, is_blocked
+from isobit.quant.lower.moves import padded
 from isobit.quant.lower.quantity import Lowering, Quantity, accumulator_bits, largest, letters
-from isobit.quant.program import Array, IntType
-
-BIAS_BITS = 24
-"""A channel's unit is never so fine that its bias leaves this many bits of the accumulator, more where blocks, weights
-of more than 8 bits or operands of more than 16 have a finer unit."""
-
-WIDE_SUM = 36
-"""Bits up to which an accumulator is requantized as it is."""
+from isobit.quant.lower.sums import Start, element_of, exact_sum, least_steps, settle
+from isobit.quant.program import IntType
 
 PRECISE = FORMATS["int16"]
 """Of the weights of a matrix that is applied at every step to what it made one step before."""
 
 
+Ring = Callable[[Quantity, str], str]
+"""Declares the state that holds the last values of an operand; the suffix of its name."""
+
+
 def _products(
     low: Lowering, n: GraphNode, op: str, index: str, x: Quantity, weight: Floats, bias: Floats, summed: int,
-    format: Format | None = None, channels: tuple[int, ...] = (), state: str | None = None,
+    format: Format | None = None, channels: tuple[int, ...] = (), state: Ring | None = None,
     params: dict[str, int] | None = None,
 ) -> None:  # fmt: skip
     """Sums of x * weight over the last `summed` axes of the weight; each of its other elements has its own scale.
@@ -39,85 +40,23 @@ def _products(
     """
     chosen = format or format_named(low.recipe.weights)
     rows, starts = weight.reshape(-1, math.prod(weight.shape[weight.ndim - summed :])), bias.ravel()
-    if isinstance(chosen, Blocks) and op == "matmul" and summed == 1 and rows.shape[1] > chosen.size:
-        _blocked_products(low, n, index, x, weight, bias, chosen, channels)
+    if isinstance(chosen, Blocks) and op == "matmul" and is_blocked(chosen, weight, summed):
+        blocked_products(low, n, index, x, weight, bias, chosen, channels)
         return
-    q = quantized_rows(rows, chosen, _least_steps(starts, x, chosen))
-    element = _element(chosen)
+    q = quantized_rows(rows, chosen, least_steps(starts, x, chosen))
+    element = element_of(chosen)
     kernel = low.constant(f"{n.output}.weight", q.codes.reshape(weight.shape), element.elem, mantissa=element.mantissa)
-    first, start = _bias_constant(low, n, bias, x.unit * q.steps)
-    sums = np.abs(q.codes).sum((1, 2)) * x.magnitude
-    reach, most = int((sums + start).max()), int(sums.max() + start.max())
-    params = {**(params or {}), "acc": accumulator_bits(most)}
-    acc = low.node(
-        op, index, (x, kernel, first), f"{n.output}.acc", n.loc, params, state=state, sizes=_new_axes(low, n, index)
-    )
-    _settle(low, n, acc, (x.unit * q.steps).reshape(channels or bias.shape), reach)
+    start = Start(bias, x.unit * q.steps)
 
+    def emit(part: Quantity, role: str, acc: dict[str, int], first: str) -> str:
+        ring = state(part, role) if state else None
+        own, sizes, name = {**(params or {}), **acc}, _new_axes(low, n, index), f"{n.output}.acc{role}"
+        return low.node(op, index, (part, kernel, first), name, n.loc, own, state=ring, sizes=sizes)
 
-def _least_steps(starts: Floats, x: Quantity, format: Format | Blocks) -> Floats:
-    """The units that BIAS_BITS allows."""
-    finer = max(_element(format).elem.bits - 8, 0) + max(x.known.bits - 16, 0) + SCALE_BITS * isinstance(format, Blocks)
-    return np.asarray(np.abs(starts) / (x.unit * 2.0 ** (BIAS_BITS + finer)))
-
-
-def _element(format: Format | Blocks) -> Format:
-    return format.element if isinstance(format, Blocks) else format
-
-
-def _bias_constant(low: Lowering, n: GraphNode, bias: Floats, units: Floats) -> tuple[str, Array]:
-    """What starts the accumulators, at the unit of each, and its magnitudes."""
-    start = np.rint(bias.ravel() / units).astype(np.int64)
-    bits = max(32, Interval(int(start.min()), int(start.max())).bits)
-    return low.constant(f"{n.output}.bias", start.reshape(bias.shape), IntType(bits)), np.abs(start)
-
-
-def _blocked_products(
-    low: Lowering, n: GraphNode, index: str, x: Quantity, weight: Floats, bias: Floats, format: Blocks,
-    channels: tuple[int, ...],
-) -> None:  # fmt: skip
-    """A sum for every block, then the sum of these times the blocks' multipliers.
-
-    index: of the plain product, whose first operand ends in the axis that is summed.
-    """
-    (seen, kept, out), made = index.partition("->")[0].split(","), index.partition("->")[2]
-    rows, starts = weight.reshape(-1, weight.shape[-1]), bias.ravel()
-    q = quantized_rows(rows, format, _least_steps(starts, x, format), format.size)
-    count, axis = q.codes.shape[1], len(x.dims) - 1
-    x = padded(low, n, x, axis, 0, count * format.size - x.dims[axis], f"{n.output}.padded")
-    x = split(low, n, x, axis, (count, format.size), f"{n.output}.blocks")
-    most = int(np.abs(q.codes).sum(-1).max()) * x.magnitude
-    codes = low.constant(
-        f"{n.output}.weight", q.codes.reshape(*bias.shape, count, format.size), format.element.elem,
-        mantissa=format.element.mantissa,
-    )  # fmt: skip
-    partial = low.node(
-        "dot", f"{seen[:-1]}uv,{kept[:-1]}uv->{made}u", (x, codes), f"{n.output}.sums", n.loc,
-        {"acc": accumulator_bits(most)},
-    )  # fmt: skip
-    elem, mantissa = format.scale
-    multipliers = low.constant(
-        f"{n.output}.multipliers", q.multipliers.reshape(*bias.shape, count), elem, mantissa=mantissa
-    )
-    first, start = _bias_constant(low, n, bias, x.unit * q.steps)
-    reach = int(most * q.multipliers.sum(-1).max() + start.max())
-    acc = low.node(
-        "matmul", f"{made}u,{kept[:-1]}u,{out}->{made}", (partial, multipliers, first), f"{n.output}.acc", n.loc,
-        {"acc": accumulator_bits(reach)},
-    )  # fmt: skip
-    _settle(low, n, acc, (x.unit * q.steps).reshape(channels or bias.shape), reach)
-
-
-def _settle(low: Lowering, n: GraphNode, acc: str, scale: Floats, reach: int) -> None:
-    """The accumulator of `n`; of one that is very wide, the high 32 bits, for a multiplier must fit beside it in 64."""
-    bits = Interval(-reach, reach).bits
-    if bits > WIDE_SUM:
-        axes, shift = letters(len(low.dims[acc])), bits - 32
-        reach = (reach >> shift) + 1
-        params = {"m": 1, "s": shift, "lo": -reach, "hi": reach}
-        acc = low.node("requantize", f"t{axes}->t{axes}", (acc,), f"{n.output}.high", n.loc, params)
-        scale = scale * 2.0**shift
-    low.accumulator(n, acc, scale, Interval(-reach, reach))
+    sums = np.abs(q.codes).sum((1, 2))
+    acc, unit, reach = exact_sum(low, n, x, int(sums.max()) * x.magnitude, start, emit)
+    reach = min(reach, int((sums * x.magnitude + start.magnitudes).max())) if unit == 1 else reach
+    settle(low, n, acc, (x.unit * unit * q.steps).reshape(channels or bias.shape), reach)
 
 
 def _new_axes(low: Lowering, n: GraphNode, index: str) -> dict[str, int]:
@@ -136,10 +75,15 @@ def linear(low: Lowering, n: GraphNode) -> None:
     On what the layer itself made one step before, an error would grow: there, weights and operand are wide.
     """
     precise = bool(n.attr.get("precise"))
-    x = low.need(n.inputs[0], low.recipe.wide_bits if precise else low.recipe.operand)
     weight, summed = low.graph.parameters[n.inputs[1]], n.integer("contracted")
+    blocks = None if precise else low.recipe.blocks
+    x: Quantity
+    if blocks and is_blocked(blocks, weight, summed):
+        x = blocked_operand(low, n, blocks)
+    else:
+        x = low.need(n.inputs[0], low.recipe.wide_bits if precise else low.recipe.operand)
     rows = weight.ndim - summed
-    lead = "".join("xyzw"[: len(x.dims) - summed])
+    lead = "xyzw"[: len(low.graph.dims[n.inputs[0]]) - summed]
     out, inner = "nopqs"[:rows], "klmij"[:summed]
     index = f"t{lead}{inner},{out}{inner},{out}->t{lead}{out}"
     channels = (1,) * len(lead) + weight.shape[:rows]
@@ -201,9 +145,9 @@ def positions_conv1d(low: Lowering, n: GraphNode) -> None:
     _products(low, n, "convolution", "tlc,cj,c->tmc", x, weight, bias, 1, channels=channels, params=params)
 
 
-def _ring(low: Lowering, n: GraphNode, x: Quantity, steps: int) -> str:
+def _ring(low: Lowering, n: GraphNode, steps: int, x: Quantity, role: str = "") -> str:
     """The last inputs, which start at 0; their number is an axis even where it is 1."""
-    name = low.state(f"{n.output}.ring", (steps, *x.dims), IntType(x.known.bits), x.unit)
+    name = low.state(f"{n.output}.ring{role}", (steps, *x.dims), IntType(x.known.bits), x.unit)
     held = low.states[-1]
     kept = (steps, *(d for d in x.dims if d != 1))
     low.states[-1] = replace(held, type=replace(held.type, shape=kept))
@@ -213,19 +157,19 @@ def _ring(low: Lowering, n: GraphNode, x: Quantity, steps: int) -> str:
 def causal_conv1d(low: Lowering, n: GraphNode) -> None:
     """As `linear`; the ring holds the quantized input and starts at 0."""
     x, weight = low.need(n.inputs[0], low.recipe.operand), low.graph.parameters[n.inputs[1]]
-    ring = _ring(low, n, x, weight.shape[1] - 1)
+    ring = partial(_ring, low, n, weight.shape[1] - 1)
     _products(low, n, "causal_conv1d", "tc,cj,c->tc", x, weight, _bias(low, n, weight.shape[:1]), 1, state=ring)
 
 
 def causal_fir(low: Lowering, n: GraphNode) -> None:
     x, weight = low.need(n.inputs[0], low.recipe.operand), low.graph.parameters[n.inputs[1]]
-    ring = _ring(low, n, x, weight.shape[2] - 1)
+    ring = partial(_ring, low, n, weight.shape[2] - 1)
     _products(low, n, "causal_conv1d", "tc,ncj,n->tn", x, weight, _bias(low, n, weight.shape[:1]), 2, state=ring)
 
 
 def history(low: Lowering, n: GraphNode) -> None:
     x, length = low.need(n.inputs[0], low.width(n.output)), n.integer("length")
-    ring = _ring(low, n, x, length - 1)
+    ring = _ring(low, n, length - 1, x)
     axes = letters(len(x.dims))
     index, params = f"t{axes}->tw{axes}", {"length": length}
     value = low.node(
@@ -256,12 +200,14 @@ def einsum(low: Lowering, n: GraphNode) -> None:
     left, right = operands.split(",")
     sizes = dict(zip(left, a.dims, strict=True)) | dict(zip(right, b.dims, strict=True))
     count = math.prod(d for k, d in sizes.items() if k not in output)
-    reach = count * a.magnitude * b.magnitude
-    params = {"acc": accumulator_bits(reach)}
     scale = a.unit * b.unit
     index = f"t{left},t{right}->t{output}"
-    acc = low.node("dot", index, (a, b), f"{n.output}.acc", n.loc, params, scale)
-    _settle(low, n, acc, np.asarray(scale), reach)
+
+    def emit(part: Quantity, role: str, acc: dict[str, int], _: str) -> str:
+        return low.node("dot", index, (part, b), f"{n.output}.acc{role}", n.loc, acc, None if role else scale)
+
+    acc, unit, reach = exact_sum(low, n, a, count * a.magnitude * b.magnitude, None, emit)
+    settle(low, n, acc, np.asarray(scale * unit), reach)
 
 
 def reduce(low: Lowering, n: GraphNode) -> None:

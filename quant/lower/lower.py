@@ -11,7 +11,7 @@ from isobit.quant.certificates.search import certified_bits, certify
 from isobit.quant.check import check
 from isobit.quant.errors import CheckError, InputError
 from isobit.quant.lower.edges import InputSpec
-from isobit.quant.lower.quantity import UNIT, Form, Lowering, letters
+from isobit.quant.lower.quantity import UNIT, WIDE_BITS, Form, Lowering, letters
 from isobit.quant.lower.rules import RULES
 from isobit.quant.program import Program
 from isobit.quant.recipe import CERTIFIED, Recipe
@@ -152,4 +152,5 @@ def _asked(graph: Graph, recipe: Recipe) -> dict[str, set[Form]]:
 def _forms(recipe: Recipe) -> dict[str, Form]:
     """What the words of a rule's `wants` mean."""
     widths = {"act": recipe.act_bits, "wide": recipe.wide_bits, "state": recipe.held_bits}
-    return {**widths, "operand": recipe.operand, "unit": UNIT}
+    operand = WIDE_BITS if recipe.blocks else recipe.operand
+    return {**widths, "operand": operand, "unit": UNIT}

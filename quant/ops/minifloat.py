@@ -13,13 +13,17 @@ def to_minifloat(x: Any, *, m: int, s: int, mantissa: int, most: int) -> Any:
 
     The result counts the format's smallest number, which `most`, its largest, is a multiple of.  s >= 1.
     """
-    product, limit = x * m, most << s
-    size = clip(select(product < 0, 0 - product, product), 0, limit)
-    width = limit.bit_length()
-    dropped = clip(width - mantissa - 1 - clz(size, width), s, width)
+    return nearest(x * m, s, mantissa=mantissa, most=most, limit=most << s)
+
+
+def nearest(product: Any, s: Any, *, mantissa: int, most: int, limit: int) -> Any:
+    """product * 2^-s as `to_minifloat` rounds it; s >= 1; |product| above `limit` is taken as that."""
+    size, width = clip(select(product < 0, 0 - product, product), 0, limit), limit.bit_length()
+    beyond = clip(width - mantissa - 1 - clz(size, width) - s, 0, width)
+    dropped = s + beyond
     odd = (size >> dropped) & 1
     kept = bound((size + (1 << (dropped - 1)) - 1 + odd) >> dropped, 0, 2 << mantissa)
-    rounded = clip(kept << (dropped - s), 0, most)
+    rounded = clip(kept << beyond, 0, most)
     return select(product < 0, 0 - rounded, rounded)
 
 

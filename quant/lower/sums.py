@@ -1,0 +1,122 @@
+"""Accumulators: what starts them, how they are settled, and sums that leave 64 bits.
+
+Such a sum is two: x = high * 2^h + low, so that sum(x * w) = sum(high * w) * 2^h + sum(low * w), exactly, on every
+target; the two are rounded once, together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from isobit.quant.capture.graph import Floats, GraphNode
+from isobit.quant.expr.interval import Interval
+from isobit.quant.formats.blocks import SCALE_BITS, Blocks
+from isobit.quant.formats.format import Format
+from isobit.quant.lower.dyadic import MAX_SHIFT
+from isobit.quant.lower.quantity import Lowering, Quantity, accumulator_bits, letters
+from isobit.quant.program import IntType
+
+BIAS_BITS = 24
+"""A channel's unit is never so fine that its bias leaves this many bits of the accumulator, more where blocks, weights
+of more than 8 bits or operands of more than 16 have a finer unit."""
+
+WIDE_SUM = 36
+"""Bits up to which an accumulator is requantized as it is."""
+
+KEPT = 32
+"""Bits of a wider one that are requantized."""
+
+Emit = Callable[[Quantity, str, dict[str, int], str], str]
+"""Emits the sum of an operand's products: from the operand, the suffix of its names, the accumulator's width as a
+parameter, and the constant that starts it."""
+
+
+def element_of(format: Format | Blocks) -> Format:
+    return format.element if isinstance(format, Blocks) else format
+
+
+def least_steps(starts: Floats, x: Quantity, format: Format | Blocks) -> Floats:
+    """The units that BIAS_BITS allows."""
+    finer = (
+        max(element_of(format).elem.bits - 8, 0) + max(x.known.bits - 16, 0) + SCALE_BITS * isinstance(format, Blocks)
+    )
+    return np.asarray(np.abs(starts) / (x.unit * 2.0 ** (BIAS_BITS + finer)))
+
+
+@dataclass(frozen=True)
+class Start:
+    """What starts accumulators: a bias, at the unit of each."""
+
+    bias: Floats
+    units: Floats
+
+    @property
+    def magnitudes(self) -> Floats:
+        return np.asarray(np.rint(np.abs(self.bias.ravel() / self.units)))
+
+    @property
+    def most(self) -> int:
+        return int(self.magnitudes.max())
+
+    def constant(self, low: Lowering, n: GraphNode, unit: float = 1.0) -> str:
+        """At `unit` of these units."""
+        codes = np.rint(self.bias.ravel() / (self.units * unit)).astype(np.int64)
+        bits = max(32, Interval(int(codes.min()), int(codes.max())).bits)
+        return low.constant(f"{n.output}.bias", codes.reshape(self.bias.shape), IntType(bits))
+
+    def zero(self, low: Lowering, n: GraphNode) -> str:
+        return low.constant(f"{n.output}.zero", np.zeros(self.bias.shape), IntType(8))
+
+
+def settle(low: Lowering, n: GraphNode, acc: str, scale: Floats, reach: int) -> None:
+    """The accumulator of `n`; of one that is very wide, the high 32 bits, for a multiplier must fit beside it in 64."""
+    bits = Interval(-reach, reach).bits
+    if bits > WIDE_SUM:
+        axes, shift = letters(len(low.dims[acc])), bits - KEPT
+        reach = (reach >> shift) + 1
+        params = {"m": 1, "s": shift, "lo": -reach, "hi": reach}
+        acc = low.node("requantize", f"t{axes}->t{axes}", (acc,), f"{n.output}.high", n.loc, params)
+        scale = scale * 2.0**shift
+    low.accumulator(n, acc, scale, Interval(-reach, reach))
+
+
+def exact_sum(
+    low: Lowering, n: GraphNode, x: Quantity, products: int, start: Start | None, emit: Emit
+) -> tuple[str, float, int]:
+    """The sum of x's products: its value, what a unit of it is in units of a product, and its largest magnitude.
+
+    products: the largest magnitude of their sum.  Of a sum that fits, a unit is 1; of two limbs it is larger: a bias
+    starts the high one, and the sum of the two is rounded half up to KEPT bits.
+    """
+    most = products + (start.most if start else 0)
+    if most.bit_length() <= MAX_SHIFT:
+        return emit(x, "", {"acc": accumulator_bits(most)}, start.constant(low, n) if start else ""), 1.0, most
+    high, rest = limbs(low, n, x)
+    h = rest.known.hi.bit_length()
+    reaches = [products * part.magnitude // x.magnitude + 1 for part in (high, rest)]
+    reaches[0] += (most - products >> h) + 1
+    began = (start.constant(low, n, 2.0**h), start.zero(low, n)) if start else ("", "")
+    upper, lower = (
+        emit(part, f".{role}", {"acc": accumulator_bits(reach)}, first)
+        for part, role, reach, first in zip((high, rest), ("high", "low"), reaches, began, strict=True)
+    )
+    s = most.bit_length() + 1 - KEPT - h
+    reach = (most >> (h + s)) + 1
+    axes = letters(len(low.dims[upper]))
+    params = {"h": h, "s": s, "lo": -reach, "hi": reach}
+    acc = low.node("join_limbs", f"t{axes},t{axes}->t{axes}", (upper, lower), f"{n.output}.joined", n.loc, params)
+    return acc, 2.0 ** (h + s), reach
+
+
+def limbs(low: Lowering, n: GraphNode, x: Quantity) -> tuple[Quantity, Quantity]:
+    """The high and the low half of x's bits, the low one without a sign."""
+    h, axes = x.known.bits // 2, letters(len(x.dims))
+
+    def limb(role: str, known: Interval) -> Quantity:
+        value = low.node(f"{role}_limb", f"t{axes}->t{axes}", (x,), f"{n.output}.{role}_limb", n.loc, {"h": h})
+        return replace(x, value=value, known=known)
+
+    return limb("high", Interval(x.known.lo >> h, x.known.hi >> h)), limb("low", Interval(0, (1 << h) - 1))
