@@ -36,27 +36,31 @@ def unsigned(code: Any, *, bits: int) -> Any:
     return code
 
 
-def minifloat(code: Any, *, bits: int, mantissa: int) -> Any:
+def minifloat(code: Any, *, bits: int, mantissa: int, exponents: int) -> Any:
     """The number of a code of sign, exponent and mantissa, in units of the smallest one."""
-    size = magnitude(code & ((1 << (bits - 1)) - 1), bits=bits - 1, mantissa=mantissa)
+    size = magnitude(code & ((1 << (bits - 1)) - 1), mantissa=mantissa, exponents=exponents)
     return select(code < 1 << (bits - 1), size, 0 - size)
 
 
-def magnitude(code: Any, *, bits: int, mantissa: int) -> Any:
-    """The number of a code of exponent and mantissa, in units of the smallest one."""
+def magnitude(code: Any, *, mantissa: int, exponents: int) -> Any:
+    """The number of a code of exponent, at most `exponents`, and mantissa, in units of the smallest one."""
     exponent = code >> mantissa
     lead = select(exponent < 1, 0, 1 << mantissa)
-    shift = clip(exponent - 1, 0, (1 << (bits - mantissa)) - 2)
+    shift = clip(exponent - 1, 0, exponents - 1)
     return (lead + (code & ((1 << mantissa) - 1))) << shift
 
 
 @dataclass(frozen=True)
 class Storage:
-    """Codes of `bits` bits; signed or not; of minifloats where `mantissa` is not None."""
+    """Codes of `bits` bits; signed or not; of minifloats where `mantissa` is not None.
+
+    exponents: the highest that is in use; a code of a higher one is read as that.
+    """
 
     bits: int
     signed: bool
     mantissa: int | None = None
+    exponents: int = 0
 
     @property
     def name(self) -> str:
@@ -75,7 +79,8 @@ class Storage:
         """The definition that gives a code's integer, and its parameters."""
         if self.mantissa is None:
             return two_complement if self.signed else unsigned, {"bits": self.bits}
-        return minifloat if self.signed else magnitude, {"bits": self.bits, "mantissa": self.mantissa}
+        own = {"mantissa": self.mantissa, "exponents": self.exponents}
+        return (minifloat, {"bits": self.bits, **own}) if self.signed else (magnitude, own)
 
     @cached_property
     def decoder(self) -> Traced:
@@ -111,7 +116,7 @@ def storage(elem: IntType, mantissa: int | None = None) -> Storage:
     if mantissa is None:
         return Storage(elem.bits, elem.signed)
     exponents = elem.bits - elem.signed - mantissa
-    return Storage(elem.signed + exponents.bit_length() + mantissa, elem.signed, mantissa)
+    return Storage(elem.signed + exponents.bit_length() + mantissa, elem.signed, mantissa, exponents)
 
 
 def is_packed(c: Constant) -> bool:

@@ -128,9 +128,11 @@ def evaluate(model: nn.Module, samples: Split) -> tuple[float, float]:
     return accuracy, nn.functional.cross_entropy(logits, samples.y).item()
 
 
-def train(family: str, task: Task, split: Split, validation: Split, epochs: int) -> SequenceClassifier:
+def train(
+    family: str, task: Task, split: Split, validation: Split, epochs: int, seed: int = SEED
+) -> SequenceClassifier:
     """The model of the epoch with the best validation accuracy, then the least validation loss."""
-    torch.manual_seed(SEED)
+    torch.manual_seed(seed)
     model = SequenceClassifier(split.x.shape[2], task.classes, family)
     steps = epochs * -(-len(split.x) // BATCH)
     optimizer = torch.optim.AdamW(parameter_groups(model), lr=LEARNING_RATE)
@@ -164,13 +166,14 @@ def train(family: str, task: Task, split: Split, validation: Split, epochs: int)
     "--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The .safetensors to write."
 )
 @click.option("--epochs", type=click.IntRange(1), help="Instead of the data set's own number.")
-def main(data: str, family: str, out: Path, epochs: int | None) -> None:
+@click.option("--seed", type=int, default=SEED, show_default=True, help="Of the first weights and of the batches.")
+def main(data: str, family: str, out: Path, epochs: int | None, seed: int) -> None:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     start = time.monotonic()
     task = TASKS[data]
     split, validation, test = read(task)
-    model = train(family, task, split, validation, epochs or task.epochs)
+    model = train(family, task, split, validation, epochs or task.epochs, seed)
     save_file(model.state_dict(), out)
     print(f"validation {evaluate(model, validation)[0]:.2%}, test {evaluate(model, test)[0]:.2%}, ", end="")
     print(f"{out} {out.stat().st_size} bytes, {time.monotonic() - start:.0f} s")

@@ -45,9 +45,6 @@ MINIFLOAT = re.compile(r"e([1-7])m([0-6])(?:b(\d+))?")
 
 LARGEST_BIAS = 127
 
-LARGEST_BITS = 40
-"""Of a number as an integer: its product with a 16-bit one is summed in 64 bits."""
-
 
 @cache
 def format_named(name: str) -> Format | Blocks:
@@ -69,16 +66,6 @@ def format_named(name: str) -> Format | Blocks:
     if match := MINIFLOAT.fullmatch(name):
         exponent, mantissa, bias = int(match[1]), int(match[2]), None if match[3] is None else int(match[3])
         if exponent + mantissa < 8 and (bias or 0) <= LARGEST_BIAS:
-            return _minifloat(name, exponent, mantissa, bias)
+            return minifloat(exponent, mantissa, bias, name=name)
     near = get_close_matches(name, [*FORMATS, *MX], 1) or ["int8"]
     raise InputError(f"there is no format '{name}', the nearest is '{near[0]}'; `isobit formats` lists them")
-
-
-def _minifloat(name: str, exponent: int, mantissa: int, bias: int | None) -> Format:
-    made = minifloat(exponent, mantissa, bias, name=name)
-    if (bits := made.largest.bit_length()) > LARGEST_BITS:
-        raise InputError(
-            f"the numbers of {name} are integers of {bits} bits, expected at most {LARGEST_BITS}: give it fewer "
-            "bits of exponent"
-        )
-    return made

@@ -17,6 +17,9 @@ from isobit.quant.expr.interval import Interval
 from isobit.quant.program import Array, IntType
 from isobit.quant.storage import storage
 
+WINDOW = 34
+"""Bits of the integers that the numbers of a minifloat are: those of its products are summed in at most two limbs."""
+
 
 @dataclass(frozen=True)
 class Format:
@@ -94,11 +97,13 @@ def minifloat(
     """Saturating floats of a sign, `exponent` and `mantissa` bits, with subnormals (Brevitas' FloatQuant; OCP MX v1.0).
 
     bias: 2^(exponent-1) - 1 where None.  largest: the largest number, where some codes above it mean infinity or NaN;
-    every code is a number where None.
+    every code is a number where None.  Of exponents there are so many, the highest, that the largest number has at most
+    WINDOW bits as an integer; below, numbers are as far apart as the lowest of them.
     """
     bias = (1 << (exponent - 1)) - 1 if bias is None else bias
-    point, lead = bias - 1 + mantissa, 1 << mantissa
-    normal = [(lead + m) << (e - 1) for e in range(1, 1 << exponent) for m in range(lead)]
+    exponents = min((1 << exponent) - 1, WINDOW - mantissa)
+    point, lead = bias - 1 + mantissa - ((1 << exponent) - 1 - exponents), 1 << mantissa
+    normal = [(lead + m) << (e - 1) for e in range(1, exponents + 1) for m in range(lead)]
     magnitudes = (*range(lead), *normal)
     if largest is not None:
         magnitudes = tuple(k for k in magnitudes if k <= largest * 2.0**point)

@@ -48,9 +48,9 @@ def blocked_operand(low: Lowering, n: GraphNode, format: Blocks) -> Blocked:
     the format, or, where 16 bits have none so small, the unit of x in the window's lowest block.
     """
     x = _in_blocks(low, n, low.need(n.inputs[0], WIDE_BITS), format.size)
-    element, width = format.element, WIDE_BITS - 1
+    element, width = format.element, WIDE_BITS
     carry = carry_of(format.rule, element, width)
-    top = width - 1 + (carry < 1 << width)
+    top = width - 2 + (carry < 1 << width)
     lowest = top - WINDOW
     whole = int(exponent(np.asarray(element.largest * 2.0**-element.point)))
     up = element.point + whole - lowest

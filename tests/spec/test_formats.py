@@ -20,6 +20,7 @@ from isobit.quant.capture.graph import Floats
 from isobit.quant.errors import InputError
 from isobit.quant.formats import FORMATS, MX, format_named
 from isobit.quant.formats.blocks import RULES, SCALE_BITS, WINDOW, Blocks, exponent, quantized_rows
+from isobit.quant.formats.format import WINDOW as WIDEST_MINIFLOAT
 from isobit.quant.formats.format import Format, minifloat, signed_digits
 from isobit.quant.ops.minifloat import to_minifloat
 
@@ -79,6 +80,12 @@ def test_numbers_are_those_of_ml_dtypes(name: str) -> None:
 def test_casts_equal_those_of_brevitas(exponent: int, mantissa: int, bias: int, name: str) -> None:
     f = format_named(name) if name else minifloat(5, 2)
     assert isinstance(f, Format)
+    x = inputs()
+    x = x[np.abs(x) > 2.0**-100]
+    np.testing.assert_array_equal(real(f, f.rounded(x)), brevitas_cast(x, exponent, mantissa, bias))
+
+
+def brevitas_cast(x: Floats, exponent: int, mantissa: int, bias: int) -> Floats:
     quantizer = FloatQuant(
         signed=True,
         exponent_bit_width_impl=BitWidthConst(exponent),
@@ -88,10 +95,8 @@ def test_casts_equal_those_of_brevitas(exponent: int, mantissa: int, bias: int, 
         input_view_impl=Identity(),
         compute_max_mantissa=ComputeMaxMantissa(),
     )
-    x = inputs()
-    x = x[np.abs(x) > 2.0**-100]
-    theirs = quantizer(torch.from_numpy(x).float())[0].double().numpy()
-    np.testing.assert_array_equal(real(f, f.rounded(x)), theirs)
+    cast: Floats = quantizer(torch.from_numpy(x).float())[0].double().numpy()
+    return cast
 
 
 @settings(deadline=None)
@@ -224,9 +229,19 @@ def test_unknown_formats_name_the_nearest(name: str, near: str) -> None:
         format_named(name)
 
 
-@pytest.mark.parametrize(("name", "bits"), [("e6m1", 64), ("e7m0", 127), ("e6m0b3", 63)])
-def test_minifloats_that_are_too_wide_are_refused(name: str, bits: int) -> None:
-    with pytest.raises(InputError, match=f"numbers of {name} are integers of {bits} bits, expected at most 40"):
-        format_named(name)
+@pytest.mark.parametrize(("name", "exponent", "mantissa"), [("e6m1", 6, 1), ("e7m0", 7, 0)])
+def test_very_wide_minifloats_are_those_of_brevitas_within_the_window(name: str, exponent: int, mantissa: int) -> None:
+    """Below, numbers are as far apart as the lowest exponent of the window has them."""
+    f = format_named(name)
+    assert isinstance(f, Format)
+    assert f.largest.bit_length() == WIDEST_MINIFLOAT
+    lowest = 2.0 ** (mantissa - f.point)
+    x = np.abs(np.random.default_rng(0).normal(size=5000)) * np.exp2(np.random.default_rng(1).integers(0, 30, 5000))
+    x = x * lowest + lowest
+    np.testing.assert_array_equal(real(f, f.rounded(x)), brevitas_cast(x, exponent, mantissa, (1 << exponent - 1) - 1))
+    assert f.rounded(lowest * 2.0**-mantissa * 0.4) == 0
+
+
+def test_a_bias_that_no_minifloat_has_is_refused() -> None:
     with pytest.raises(InputError, match="there is no format 'e3m2b128'"):
         format_named("e3m2b128")
