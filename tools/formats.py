@@ -1,4 +1,4 @@
-"""Number formats: exact on every target, and what they cost the demo's model, by plain post-training quantization."""
+"""Number formats: exact on every target, and what they cost trained models."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TypedDict
 
-import numpy as np
-
 from isobit.quant.formats import format_named
-from isobit.quant.recipe import RECIPES, Recipe
+from isobit.quant.recipe import Recipe
 from isobit.targets.target import TARGETS
+from isobit.tools.accuracy import SEEDS, TASKS, is_here, mean, points
 from isobit.tools.cells import Cell, gravest, markdown_table, text, verified
 from isobit.tools.families import joined, quantized
 
@@ -22,39 +21,42 @@ STORED = Path(__file__).with_name("formats.json")
 """The Table that `make status` measured last."""
 
 WEIGHTS = (
-    "int8", "int6", "int4", "int4-g16", "int3-g16", "int2-g16", "ternary", "pot4", "csd8k2", "e4m3", "e5m2", "e3m2",
-    "e2m3", "e2m1", "mxfp8", "mxfp6", "mxfp4", "mxfp4-rceil", "mxint8",
+    "int8", "int6", "int4", "int4-g32", "int4-g16", "int3-g16", "int2-g32", "ternary", "pot4", "csd8k2", "e4m3", "e5m2",
+    "e3m2", "e2m3", "e2m1", "mxfp8", "mxfp6", "mxfp4", "mxfp4-rceil", "mxint8",
 )  # fmt: skip
 """With 8-bit activations."""
 
-ROWS: Mapping[str, Recipe] = {name: Recipe(name, weights=name) for name in WEIGHTS} | {
-    name: RECIPES[name] for name in ("w4a4", "fp8-e4m3", "fp6-e3m2")
+PAIRS = ("e4m3", "e5m2", "e3m2", "e2m3", "mxfp8", "mxfp6", "mxfp4", "mxint8")
+"""Formats of weights and of activations."""
+
+ROWS: Mapping[str, Recipe] = {
+    **{f"{name} x int8": Recipe("row", weights=name) for name in WEIGHTS},
+    "int4-g32 x int4": Recipe("row", weights="int4-g32", act_bits=4),
+    **{f"{name} x {name}": Recipe("row", weights=name, activations=name) for name in PAIRS},
 }
+"""Weights x activations."""
 
 MODELS = ("Mamba", "GLA", "RWKV-7"), ("MobileNetV2",)
 """Groups that are verified as one Program; their odd sizes."""
 
-SEEDS, CALIBRATION = (0, 1, 2), 160
-"""Of the training samples that the scales come from, and how many."""
-
 STEPS = 64
 
-STUDENT = 4.303
-"""Of a 95 % interval of the mean of three."""
+EIGHT = ("int8", "e4m3", "e5m2", "mxfp8", "mxint8")
+SIX = ("e3m2", "e2m3", "mxfp6")
 
 BARS: Mapping[str, float] = {
-    **dict.fromkeys(("int8", "e4m3", "e5m2", "mxfp8", "mxint8", "fp8-e4m3"), 1.0),
-    **dict.fromkeys(("e3m2", "e2m3", "mxfp6", "fp6-e3m2"), 1.5),
-    "int4-g16": 2.5,
+    **{f"{w} x {a}": 1.0 for w in EIGHT for a in ("int8", w)},
+    **{f"{w} x {a}": 1.5 for w in SIX for a in ("int8", w)},
+    "int4-g32 x int8": 2.5,
 }
 """Points of accuracy that the mean over SEEDS may lose."""
 
 
 class Entry(TypedDict):
-    """points: accuracy in integers less that in float, by seed; bits: of a weight, with its share of the scales."""
+    """points: by task, accuracy in integers less that in float, by seed; bits: of a weight, with its scales."""
 
     targets: dict[str, Cell]
-    points: list[float]
+    points: dict[str, list[float]]
     bits: float
 
 
@@ -62,12 +64,20 @@ Table = dict[str, Entry]
 
 
 def measure(progress: Callable[[str], None] = lambda _: None) -> Table:
-    """Every row on every target, and the accuracy of the demo's model; a process a core."""
-    table: Table = {}
+    """Every row on every target, and the accuracy of trained models; a process a core.
+
+    Of a task whose data is not here, what is stored stays.
+    """
+    table, stored = Table(), load() if STORED.exists() else Table()
+    for task in filter(is_here, TASKS):
+        progress(f"{task}: {len(SEEDS)} trained models")
+        for seed in SEEDS:
+            TASKS[task](seed)
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
         for name, entry in zip(ROWS, pool.map(entry_of, ROWS), strict=True):
-            progress(f"{name}: {entry['points']} points")
-            table[name] = entry
+            kept = stored[name]["points"] if name in stored else {}
+            table[name] = {**entry, "points": {task: entry["points"].get(task) or kept.get(task, []) for task in TASKS}}
+            progress(f"{name}: {table[name]['points']} points")
     return table
 
 
@@ -80,36 +90,19 @@ def entry_of(name: str) -> Entry:
         for target in TARGETS:
             found.setdefault(target, []).append(verified(one.program, target, one.vectors))
     targets = {target: gravest(cells) for target, cells in found.items()}
-    bits = round(float(format_named(recipe.weights).bits), 2)
-    return {"targets": targets, "points": [points(recipe, seed) for seed in SEEDS], "bits": bits}
+    lost = {task: [points(task, recipe, seed) for seed in SEEDS] for task in filter(is_here, TASKS)}
+    return {"targets": targets, "points": lost, "bits": round(float(format_named(recipe.weights).bits), 2)}
 
 
-def points(recipe: Recipe, seed: int) -> float:
-    """Of the digits' test set: accuracy in integers less that of the float model."""
-    from isobit.quant.calibrate.observe import float_outputs
-    from isobit.quant.interpret import interpret
-    from isobit.quant.quantize import input_spec, quantize
-    from isobit.quant.zoo import digits
-    from isobit.tools.commands import correct
-
-    data = digits.data()
-    rows = np.random.RandomState(seed).permutation(len(data.train))[:CALIBRATION]
-    x, test = data.train.x[rows], data.test
-    made = quantize(digits.load(), x, recipe, name="digits", input=input_spec(x, digits.INPUT_SCALE, "digits"), t_max=8)
-    integers = interpret(made.program, {made.program.inputs[0].name: test.x.astype(np.int64)})[0]["y"]
-    real = float_outputs(made.graph, test.x.astype(np.float64) * digits.INPUT_SCALE)
-    return round(100 * (correct(integers, test.y) - correct(real, test.y)) / len(test), 2)
-
-
-NUMBERS = ("bits a weight", "digits, points")
-COLUMNS = ("format", *NUMBERS, *TARGETS)
+NUMBERS = ("bits a weight", *(f"{task}, points" for task in TASKS))
+COLUMNS = ("weights x activations", *NUMBERS, *TARGETS)
 
 
 def cells(table: Table) -> Iterator[list[str]]:
-    """Rows of COLUMNS as text; the mean of the points and its 95 % interval."""
+    """Rows of COLUMNS as text."""
     for name, entry in table.items():
-        mean, spread = np.mean(entry["points"]), np.std(entry["points"], ddof=1) * STUDENT / len(SEEDS) ** 0.5
-        yield [name, f"{entry['bits']:g}", f"{mean:+.2f} ± {spread:.2f}", *map(text, entry["targets"].values())]
+        lost = (mean(found) if found else "not measured" for found in entry["points"].values())
+        yield [name, f"{entry['bits']:g}", *lost, *map(text, entry["targets"].values())]
 
 
 def markdown(table: Table) -> str:

@@ -106,6 +106,9 @@ def carry_of(rule: str, element: Format, width: int) -> int:
     return carries[rule]
 
 
+FRACTIONS = tuple(1 - i / 32 for i in range(17))
+"""Of the scale at which nothing saturates: those that are tried."""
+
 INTEGER = "integer"
 """The rule of groups: an integer of SCALE_BITS bits times the channel's unit, at which nothing saturates."""
 
@@ -142,7 +145,7 @@ def quantized_rows(rows: Floats, format: Format | Blocks, least: Floats | float 
             peaks > 0, np.ldexp(1.0, RULES[rule](np.where(peaks > 0, peaks, 1.0), element) - element.point), 0
         )
     else:
-        scales = peaks / element.largest
+        scales = _nearest_scales(blocks, peaks / element.largest, element)
     steps = _steps(scales, rule, least)
     multipliers = np.maximum(np.ceil(scales / steps[:, None] * (1 - 1e-9)), 1).astype(np.int64)
     wide = (multipliers * steps[:, None])[..., None] * 2.0**element.point
@@ -153,6 +156,18 @@ def _peaks(blocks: Floats, element: Format) -> Floats:
     """What the largest number of a block stands for: its largest magnitude; if ternary, the mean one (BitNet b1.58)."""
     magnitudes = np.abs(blocks)
     return np.asarray(magnitudes.mean(-1) if len(element.magnitudes) == 2 else magnitudes.max(-1))
+
+
+def _nearest_scales(blocks: Floats, scales: Floats, element: Format) -> Floats:
+    """Of FRACTIONS of these scales, for every block the one with the least squared error."""
+    best, chosen = np.full(scales.shape, np.inf), scales
+    for fraction in FRACTIONS:
+        tried = np.where(scales > 0, scales * fraction, 1.0)
+        wide = tried[..., None] * 2.0**element.point
+        error = ((element.rounded(blocks / wide) * tried[..., None] - blocks) ** 2).sum(-1)
+        chosen = np.where(error < best, scales * fraction, chosen)
+        best = np.minimum(error, best)
+    return chosen
 
 
 def _steps(scales: Floats, rule: str, least: Floats | float) -> Floats:
