@@ -35,13 +35,16 @@ class Range:
 class Calibration:
     """Ranges by value; a recurrence `r` adds `r.state`, its states, and `r.v`, dt * u.  samples: sequences seen.
 
-    peaks: the largest magnitude of every element, of the value's dims; of states too.
+    peaks: the largest magnitude of every element, of the value's dims; of states too.  means, squares: the
+    mean of every element, and that of its square.
     Every limit is rounded to float32, so that the order of a float sum does not reach the integers.
     """
 
     ranges: Mapping[str, Range]
     samples: int
     peaks: Mapping[str, Floats]
+    means: Mapping[str, Floats]
+    squares: Mapping[str, Floats]
 
 
 def check_array(x: npt.ArrayLike, source: str) -> Floats:
@@ -101,6 +104,8 @@ def observe(graph: Graph, x: Floats, progress: Callable[[float], None] | None = 
     """Ranges of all values, and of the recurrences' states and drives, over samples x, (B, T, *dims)."""
     seen: dict[str, Range] = {}
     peaks: dict[str, Floats] = {}
+    means: dict[str, Floats] = {}
+    squares: dict[str, Floats] = {}
 
     def record(name: str, array: Floats) -> None:
         happened = array[np.abs(array) < -NEVER / 2] if array.min() < NEVER / 2 else array
@@ -108,6 +113,9 @@ def observe(graph: Graph, x: Floats, progress: Callable[[float], None] | None = 
             return
         known = Range(float(happened.min()), float(happened.max()))
         seen[name] = seen[name].join(known) if name in seen else known
+        for moments, values in ((means, array), (squares, array * array)):
+            share = values.mean((0, 1)) * (len(array) / len(x))
+            moments[name] = moments[name] + share if name in moments else share
         peak = np.abs(array).max((0, 1))
         peaks[name] = np.maximum(peaks[name], peak) if name in peaks else peak
 
@@ -127,7 +135,10 @@ def observe(graph: Graph, x: Floats, progress: Callable[[float], None] | None = 
     with np.errstate(over="ignore"):
         ranges = {k: Range(float(np.float32(r.lo)), float(np.float32(r.hi))) for k, r in seen.items()}
         peaks = {k: p.astype(np.float32).astype(np.float64) for k, p in peaks.items()}
-    return Calibration(ranges, len(x), peaks)
+        means, squares = (
+            {k: m.astype(np.float32).astype(np.float64) for k, m in moments.items()} for moments in (means, squares)
+        )
+    return Calibration(ranges, len(x), peaks, means, squares)
 
 
 def _chunks(x: Floats) -> Iterator[Floats]:

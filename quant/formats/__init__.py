@@ -31,8 +31,8 @@ FORMATS: dict[str, Format] = {
 MX: dict[str, Blocks] = {
     "mxfp8": Blocks("mxfp8", FORMATS["e4m3"], 32, "floor"),
     "mxfp8-e5m2": Blocks("mxfp8-e5m2", FORMATS["e5m2"], 32, "floor"),
-    "mxfp6": Blocks("mxfp6", FORMATS["e3m2"], 32, "floor"),
-    "mxfp6-e2m3": Blocks("mxfp6-e2m3", FORMATS["e2m3"], 32, "floor"),
+    "mxfp6": Blocks("mxfp6", FORMATS["e2m3"], 32, "floor"),
+    "mxfp6-e3m2": Blocks("mxfp6-e3m2", FORMATS["e3m2"], 32, "floor"),
     "mxfp4": Blocks("mxfp4", FORMATS["e2m1"], 32, "floor"),
     "mxint8": Blocks("mxint8", Format("int8", "integers of 8 bits, 1.6", range(128), 6), 32, "floor"),
 }

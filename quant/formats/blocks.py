@@ -130,22 +130,29 @@ class Rows:
         return (self.codes * self.multipliers[..., None] * self.steps[:, None, None]).reshape(len(self.codes), -1)
 
 
-def quantized_rows(rows: Floats, format: Format | Blocks, least: Floats | float = 0.0, size: int = 0) -> Rows:
+def quantized_rows(
+    rows: Floats, format: Format | Blocks, least: Floats | float = 0.0, size: int = 0,
+    importance: Floats | float = 1.0,
+) -> Rows:  # fmt: skip
     """Every row with a scale of its own, in blocks of `size` columns, all of them where 0.
 
-    least: (R,), steps are at least these.
+    least: (R,), steps are at least these.  importance: (R, n), what the squared error of each element counts where
+    scales are chosen by it.
     """
     element, rule = (format, "") if isinstance(format, Format) else (format.element, format.rule)
     size = size or rows.shape[1]
     count = -(-rows.shape[1] // size)
-    blocks = np.pad(rows, ((0, 0), (0, count * size - rows.shape[1]))).reshape(len(rows), count, size)
+    blocks, counts = (
+        np.pad(a, ((0, 0), (0, count * size - rows.shape[1]))).reshape(len(rows), count, size)
+        for a in (rows, np.broadcast_to(importance, rows.shape))
+    )
     peaks = _peaks(blocks, element)
     if rule in RULES:
         scales = np.where(
             peaks > 0, np.ldexp(1.0, RULES[rule](np.where(peaks > 0, peaks, 1.0), element) - element.point), 0
         )
     else:
-        scales = _nearest_scales(blocks, peaks / element.largest, element)
+        scales = _nearest_scales(blocks, peaks / element.largest, element, counts)
     steps = _steps(scales, rule, least)
     multipliers = np.maximum(np.ceil(scales / steps[:, None] * (1 - 1e-9)), 1).astype(np.int64)
     wide = (multipliers * steps[:, None])[..., None] * 2.0**element.point
@@ -158,13 +165,13 @@ def _peaks(blocks: Floats, element: Format) -> Floats:
     return np.asarray(magnitudes.mean(-1) if len(element.magnitudes) == 2 else magnitudes.max(-1))
 
 
-def _nearest_scales(blocks: Floats, scales: Floats, element: Format) -> Floats:
-    """Of FRACTIONS of these scales, for every block the one with the least squared error."""
+def _nearest_scales(blocks: Floats, scales: Floats, element: Format, counts: Floats) -> Floats:
+    """Of FRACTIONS of these scales, for every block the one with the least squared error; of ternary ones 1."""
     best, chosen = np.full(scales.shape, np.inf), scales
-    for fraction in FRACTIONS:
+    for fraction in FRACTIONS if len(element.magnitudes) > 2 else ():
         tried = np.where(scales > 0, scales * fraction, 1.0)
         wide = tried[..., None] * 2.0**element.point
-        error = ((element.rounded(blocks / wide) * tried[..., None] - blocks) ** 2).sum(-1)
+        error = (counts * (element.rounded(blocks / wide) * tried[..., None] - blocks) ** 2).sum(-1)
         chosen = np.where(error < best, scales * fraction, chosen)
         best = np.minimum(error, best)
     return chosen

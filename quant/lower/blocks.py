@@ -14,7 +14,7 @@ from isobit.quant.expr.interval import Interval
 from isobit.quant.formats.blocks import WINDOW, Blocks, carry_of, exponent, quantized_rows
 from isobit.quant.lower.moves import padded, split
 from isobit.quant.lower.quantity import WIDE_BITS, Lowering, Quantity, accumulator_bits, letters
-from isobit.quant.lower.sums import Start, exact_sum, least_steps, settle
+from isobit.quant.lower.sums import Moments, Start, corrected, exact_sum, importance, least_steps, settle
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def blocked_operand(low: Lowering, n: GraphNode, format: Blocks) -> Blocked:
 
 def blocked_products(
     low: Lowering, n: GraphNode, index: str, x: Quantity, weight: Floats, bias: Floats, format: Blocks,
-    channels: tuple[int, ...],
+    channels: tuple[int, ...], moments: Moments | None,
 ) -> None:  # fmt: skip
     """A sum for every block, then the sum of these times the blocks' multipliers.
 
@@ -82,7 +82,8 @@ def blocked_products(
     """
     (seen, kept, out), made = index.partition("->")[0].split(","), index.partition("->")[2]
     rows, starts = weight.reshape(-1, weight.shape[-1]), bias.ravel()
-    q = quantized_rows(rows, format, least_steps(starts, x, format), format.size)
+    counts = importance(weight, rows, moments)
+    q = quantized_rows(rows, format, least_steps(starts, x, format), format.size, counts)
     count, element = q.codes.shape[1], format.element
     codes = low.constant(
         f"{n.output}.weight", q.codes.reshape(*bias.shape, count, format.size), element.elem, mantissa=element.mantissa
@@ -107,5 +108,7 @@ def blocked_products(
 
     most = int(sums.max()) * int(q.multipliers.sum(-1).max()) * x.magnitude
     plain = replace(blocks, known=Interval(-largest, largest))
-    acc, unit, reach = exact_sum(low, n, plain, most, Start(bias, x.unit * q.steps), emit)
+    acc, unit, reach = exact_sum(
+        low, n, plain, most, Start(corrected(bias, weight, q, moments), x.unit * q.steps), emit
+    )
     settle(low, n, acc, (x.unit * unit * q.steps).reshape(channels or bias.shape), reach)

@@ -17,7 +17,7 @@ from isobit.quant.formats.format import Format
 from isobit.quant.lower.blocks import blocked_operand, blocked_products, is_blocked
 from isobit.quant.lower.moves import padded
 from isobit.quant.lower.quantity import Lowering, Quantity, accumulator_bits, largest, letters
-from isobit.quant.lower.sums import Start, element_of, exact_sum, least_steps, settle
+from isobit.quant.lower.sums import Moments, Start, corrected, element_of, exact_sum, importance, least_steps, settle
 from isobit.quant.program import IntType
 
 PRECISE = FORMATS["int16"]
@@ -31,22 +31,22 @@ Ring = Callable[[Quantity, str], str]
 def _products(
     low: Lowering, n: GraphNode, op: str, index: str, x: Quantity, weight: Floats, bias: Floats, summed: int,
     format: Format | None = None, channels: tuple[int, ...] = (), state: Ring | None = None,
-    params: dict[str, int] | None = None,
+    params: dict[str, int] | None = None, moments: Moments | None = None,
 ) -> None:  # fmt: skip
     """Sums of x * weight over the last `summed` axes of the weight; each of its other elements has its own scale.
 
     bias: of the shape of those other axes.  format: of the weights, if not the recipe's.  channels: that shape as a
-    value's dims see it, with 1 where it is constant.
+    value's dims see it, with 1 where it is constant.  moments: of x.
     """
     chosen = format or format_named(low.recipe.weights)
     rows, starts = weight.reshape(-1, math.prod(weight.shape[weight.ndim - summed :])), bias.ravel()
     if isinstance(chosen, Blocks) and op == "matmul" and is_blocked(chosen, weight, summed):
-        blocked_products(low, n, index, x, weight, bias, chosen, channels)
+        blocked_products(low, n, index, x, weight, bias, chosen, channels, moments)
         return
-    q = quantized_rows(rows, chosen, least_steps(starts, x, chosen))
+    q = quantized_rows(rows, chosen, least_steps(starts, x, chosen), importance=importance(weight, rows, moments))
     element = element_of(chosen)
     kernel = low.constant(f"{n.output}.weight", q.codes.reshape(weight.shape), element.elem, mantissa=element.mantissa)
-    start = Start(bias, x.unit * q.steps)
+    start = Start(corrected(bias, weight, q, moments), x.unit * q.steps)
 
     def emit(part: Quantity, role: str, acc: dict[str, int], first: str) -> str:
         ring = state(part, role) if state else None
@@ -69,6 +69,12 @@ def _bias(low: Lowering, n: GraphNode, shape: tuple[int, ...]) -> Floats:
     return low.graph.parameters[n.inputs[2]] if len(n.inputs) > 2 else np.zeros(shape)
 
 
+def _moments(low: Lowering, n: GraphNode, over: tuple[int, ...], more: int = 0) -> Moments:
+    """Of the operand, also over these of its axes; `more` axes of the weight follow that it lacks."""
+    found = (of[n.inputs[0]].mean(over) for of in (low.calibration.means, low.calibration.squares))
+    return Moments(*(m.reshape(*m.shape, *(1,) * more) for m in found))
+
+
 def linear(low: Lowering, n: GraphNode) -> None:
     """An accumulator with a scale per output channel; it is settled by whoever reads it.
 
@@ -87,14 +93,17 @@ def linear(low: Lowering, n: GraphNode) -> None:
     out, inner = "nopqs"[:rows], "klmij"[:summed]
     index = f"t{lead}{inner},{out}{inner},{out}->t{lead}{out}"
     channels = (1,) * len(lead) + weight.shape[:rows]
-    bias = _bias(low, n, weight.shape[:rows])
-    _products(low, n, "matmul", index, x, weight, bias, summed, PRECISE if precise else None, channels)
+    bias, moments = _bias(low, n, weight.shape[:rows]), _moments(low, n, tuple(range(len(lead))))
+    _products(low, n, "matmul", index, x, weight, bias, summed, PRECISE if precise else None, channels, moments=moments)
 
 
 def grouped_linear(low: Lowering, n: GraphNode) -> None:
     """A matrix of its own for every group."""
     x, weight = low.need(n.inputs[0], low.recipe.operand), low.graph.parameters[n.inputs[1]]
-    _products(low, n, "matmul", "tgk,gnk,gn->tgn", x, weight, _bias(low, n, weight.shape[:2]), 1)
+    of = _moments(low, n, ())
+    moments = Moments(of.mean[:, None], of.square[:, None])
+    bias = _bias(low, n, weight.shape[:2])
+    _products(low, n, "matmul", "tgk,gnk,gn->tgn", x, weight, bias, 1, moments=moments)
 
 
 def conv2d(low: Lowering, n: GraphNode) -> None:
@@ -124,7 +133,8 @@ def conv2d(low: Lowering, n: GraphNode) -> None:
     index = f"tc{seen},c{kernel},c->tc{made}" if depthwise else f"tc{seen},nc{kernel},n->tn{made}"
     bias, channels = _bias(low, n, weight.shape[:1]), (len(weight), 1, 1)
     op = "convolution" if params else "matmul"
-    _products(low, n, op, index, x, weight, bias, weight.ndim - 1, channels=channels, params=params)
+    moments = _moments(low, n, (1, 2), 2)
+    _products(low, n, op, index, x, weight, bias, weight.ndim - 1, channels=channels, params=params, moments=moments)
 
 
 def _every(low: Lowering, n: GraphNode, x: Quantity, axis: int, step: int, size: int, name: str) -> Quantity:
@@ -142,7 +152,10 @@ def positions_conv1d(low: Lowering, n: GraphNode) -> None:
     x, weight = low.need(n.inputs[0], low.recipe.operand), low.graph.parameters[n.inputs[1]]
     bias, channels = _bias(low, n, weight.shape[:1]), (1, len(weight))
     params = {"stride0": 1, "dilation0": 1}
-    _products(low, n, "convolution", "tlc,cj,c->tmc", x, weight, bias, 1, channels=channels, params=params)
+    moments = _moments(low, n, (0,), 1)
+    _products(
+        low, n, "convolution", "tlc,cj,c->tmc", x, weight, bias, 1, channels=channels, params=params, moments=moments
+    )
 
 
 def _ring(low: Lowering, n: GraphNode, steps: int, x: Quantity, role: str = "") -> str:
@@ -158,13 +171,15 @@ def causal_conv1d(low: Lowering, n: GraphNode) -> None:
     """As `linear`; the ring holds the quantized input and starts at 0."""
     x, weight = low.need(n.inputs[0], low.recipe.operand), low.graph.parameters[n.inputs[1]]
     ring = partial(_ring, low, n, weight.shape[1] - 1)
-    _products(low, n, "causal_conv1d", "tc,cj,c->tc", x, weight, _bias(low, n, weight.shape[:1]), 1, state=ring)
+    bias, moments = _bias(low, n, weight.shape[:1]), _moments(low, n, (), 1)
+    _products(low, n, "causal_conv1d", "tc,cj,c->tc", x, weight, bias, 1, state=ring, moments=moments)
 
 
 def causal_fir(low: Lowering, n: GraphNode) -> None:
     x, weight = low.need(n.inputs[0], low.recipe.operand), low.graph.parameters[n.inputs[1]]
     ring = partial(_ring, low, n, weight.shape[2] - 1)
-    _products(low, n, "causal_conv1d", "tc,ncj,n->tn", x, weight, _bias(low, n, weight.shape[:1]), 2, state=ring)
+    bias, moments = _bias(low, n, weight.shape[:1]), _moments(low, n, (), 1)
+    _products(low, n, "causal_conv1d", "tc,ncj,n->tn", x, weight, bias, 2, state=ring, moments=moments)
 
 
 def history(low: Lowering, n: GraphNode) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from isobit.quant.capture.graph import Floats, GraphNode
 from isobit.quant.expr.interval import Interval
-from isobit.quant.formats.blocks import SCALE_BITS, Blocks
+from isobit.quant.formats.blocks import SCALE_BITS, Blocks, Rows
 from isobit.quant.formats.format import Format
 from isobit.quant.lower.dyadic import MAX_SHIFT
 from isobit.quant.lower.quantity import Lowering, Quantity, accumulator_bits, letters
@@ -44,6 +44,29 @@ def least_steps(starts: Floats, x: Quantity, format: Format | Blocks) -> Floats:
         max(element_of(format).elem.bits - 8, 0) + max(x.known.bits - 16, 0) + SCALE_BITS * isinstance(format, Blocks)
     )
     return np.asarray(np.abs(starts) / (x.unit * 2.0 ** (BIAS_BITS + finer)))
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and mean square of an operand on the calibration data, of a shape that broadcasts to the weight's."""
+
+    mean: Floats
+    square: Floats
+
+
+def importance(weight: Floats, rows: Floats, moments: Moments | None) -> Floats | float:
+    """What a squared error of each weight counts: the mean square of what it multiplies; of the shape of `rows`."""
+    return 1.0 if moments is None else np.broadcast_to(moments.square, weight.shape).reshape(rows.shape)
+
+
+def corrected(bias: Floats, weight: Floats, q: Rows, moments: Moments | None) -> Floats:
+    """The bias, with what rounding the weight takes from the output on the mean (Nagel et al. 2019, "Data-Free
+    Quantization", section 4.2)."""
+    if moments is None:
+        return bias
+    rows = weight.reshape(len(q.codes), -1)
+    lost = (rows - q.real[:, : rows.shape[1]]).reshape(weight.shape) * moments.mean
+    return np.asarray(bias + lost.reshape(*bias.shape, -1).sum(-1))
 
 
 @dataclass(frozen=True)
