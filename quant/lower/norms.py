@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,6 +20,15 @@ from isobit.quant.program import IntType
 MOST_WIDTH = 60
 """Bits of a sum of squares, eps included."""
 
+EPS_BITS = 12
+"""Of the precision of eps beside the squares of an input that varies by one unit."""
+
+CHANNEL_BITS = 17
+"""Of a typical channel between the two multiplications of a norm."""
+
+SUM_BITS = 12
+"""The powers of a softmax, each rounded, sum up to within 2^-(SUM_BITS + 1) of the largest."""
+
 
 def _axes(x: Quantity, over: int) -> tuple[str, str]:
     """Labels of x, and of those that are kept when the last `over` are summed."""
@@ -28,17 +37,17 @@ def _axes(x: Quantity, over: int) -> tuple[str, str]:
 
 
 def rms_norm(low: Lowering, n: GraphNode) -> None:
-    """x * 2^root/sqrt(sum x^2 + eps), shifted by `pre` so that 15 bits remain of a typical channel; then the gain."""
+    """x * 2^root/sqrt(sum x^2 + eps), shifted by `pre` to CHANNEL_BITS of a typical channel; then the gain."""
     x = low.need(n.inputs[0], low.recipe.wide_bits)
     count = math.prod(x.dims[len(x.dims) - n.integer("over") :])
-    _scaled(low, n, x, count, count * n.number("eps"), math.sqrt(count))
+    _scaled(low, n, x, count, count, count * n.number("eps"), math.sqrt(count))
 
 
 def l2norm(low: Lowering, n: GraphNode) -> None:
     """As rms_norm, of the sum of squares itself."""
     x = low.need(n.inputs[0], low.recipe.wide_bits)
     count = math.prod(x.dims[len(x.dims) - n.integer("over") :])
-    _scaled(low, n, x, count, n.number("eps"), 1.0)
+    _scaled(low, n, x, count, count, n.number("eps"), 1.0)
 
 
 def layer_norm(low: Lowering, n: GraphNode) -> None:
@@ -52,29 +61,51 @@ def layer_norm(low: Lowering, n: GraphNode) -> None:
     centred = low.node("centre", index, (x, total), f"{n.output}.centred", n.loc, {"n": count}, x.unit / count)
     reach = 2 * count * x.magnitude
     shifted = Quantity(centred, x.dims, np.asarray(x.unit / count), Interval(-reach, reach))
-    _scaled(low, n, shifted, count, count * n.number("eps"), math.sqrt(count))
+    _scaled(low, n, shifted, count, count**3, count * n.number("eps"), math.sqrt(count))
 
 
-def _energy(n: GraphNode, x: Quantity, squares: int, eps: float) -> tuple[int, int]:
-    """eps in squared units of x, and the even width of a sum of up to `squares` with it."""
-    code = round(eps / x.unit**2)
-    width = max(16, (squares + code).bit_length())
+@dataclass(frozen=True)
+class _Energy:
+    """A sum of squares and epsilon: in units of 2^-up of the squared unit, below 2^width; up and width even."""
+
+    up: int
+    eps: int
+    width: int
+
+    @property
+    def root(self) -> int:
+        """`rsqrt` gives 2^root over the root of the sum, in units of x."""
+        return 14 + (self.width - self.up) // 2
+
+    @property
+    def params(self) -> dict[str, int]:
+        return {"up": self.up, "eps": self.eps, "width": self.width}
+
+
+def _energy(n: GraphNode, x: Quantity, squares: int, least: int, eps: float) -> _Energy:
+    """squares, least: the largest sum of squares, and the one of a standard deviation of one unit of the layer's input,
+    in squared units of x; beside the latter, the rounding of eps is below 2^-EPS_BITS.
+    """
+    code, up = eps / x.unit**2, 0
+    while eps and least << up < 1 << (EPS_BITS - 1) and (squares + round(code)) << up < 1 << (MOST_WIDTH - 2):
+        up += 2
+    code = round(code * (1 << up))
+    width = max(16, ((squares << up) + code).bit_length())
     width += width % 2
     if width > MOST_WIDTH:
         raise InputError(
-            f"{n.loc}: eps {n.number('eps'):g} is {code} squared units of an input of at most {x.magnitude} units: "
-            "the calibration data leave this layer's input near zero; calibrate on real samples"
+            f"{n.loc}: eps {n.number('eps'):g} is {code >> up} squared units of an input of at most "
+            f"{x.magnitude} units: the calibration data leave this layer's input near zero; calibrate on real samples"
         )
-    return code, width
+    return _Energy(up, code, width)
 
 
-def _inverse_root(low: Lowering, n: GraphNode, x: Quantity, squares: int, code: int, width: int) -> str:
-    """2^(14 + width/2) / sqrt(sum of squares + code), over the last axes."""
+def _inverse_root(low: Lowering, n: GraphNode, x: Quantity, squares: int, energy: _Energy) -> str:
+    """2^root / sqrt(sum of squares + eps), over the last axes."""
     labels, kept = _axes(x, n.integer("over"))
     acc = {"acc": accumulator_bits(squares)}
     total = low.node("sum_squares", f"t{labels}->t{kept}", (x,), f"{n.output}.squares", n.loc, acc, x.unit**2)
-    params = {"eps": code, "width": width}
-    return low.node("rsqrt", f"t{kept}->t{kept}", (total,), f"{n.output}.inverse", n.loc, params)
+    return low.node("rsqrt", f"t{kept}->t{kept}", (total,), f"{n.output}.inverse", n.loc, energy.params)
 
 
 def inverse_rms(low: Lowering, n: GraphNode) -> None:
@@ -82,27 +113,27 @@ def inverse_rms(low: Lowering, n: GraphNode) -> None:
     x, over = low.need(n.inputs[0], low.recipe.wide_bits), n.integer("over")
     count = math.prod(x.dims[len(x.dims) - over :])
     squares = count * x.magnitude**2
-    code, width = _energy(n, x, squares, count * n.number("eps"))
-    inverse = _inverse_root(low, n, x, squares, code, width)
+    energy = _energy(n, x, squares, count, count * n.number("eps"))
+    inverse = _inverse_root(low, n, x, squares, energy)
     bits, dims = low.width(n.output), low.graph.dims[n.output]
-    reach = int(rsqrt(Interval(0, squares), eps=code, width=width).hi)
-    ratio = math.sqrt(count) * 2.0 ** -(14 + width // 2) / x.unit / low.scale_of(n.output, bits)
+    reach = int(rsqrt(Interval(0, squares), **energy.params).hi)
+    ratio = math.sqrt(count) * 2.0**-energy.root / x.unit / low.scale_of(n.output, bits)
     m, s = dyadic(ratio, reach)
     made = Quantity(inverse, dims, np.asarray(1.0), Interval(0, reach))
     low.pointwise(n, "requantize", (made,), {"m": m, "s": s, **low.limits_of(n.output, bits)})
 
 
-def _scaled(low: Lowering, n: GraphNode, x: Quantity, count: int, eps: float, factor: float) -> None:
-    """factor * x / sqrt(sum x^2 + eps) * gain + shift; eps in real units of x^2."""
+def _scaled(low: Lowering, n: GraphNode, x: Quantity, count: int, least: int, eps: float, factor: float) -> None:
+    """factor * x / sqrt(sum x^2 + eps) * gain + shift; eps in real units of x^2, least as in `_energy`."""
     bits, over = low.width(n.output), n.integer("over")
     squares = count * x.magnitude**2
-    code, width = _energy(n, x, squares, eps)
-    root = 14 + width // 2
-    peak = 2.0**root * x.magnitude / math.sqrt(x.magnitude**2 + code)
-    pre = max(1, power_above(peak) - 15 - (count.bit_length() + 1) // 2)
+    energy = _energy(n, x, squares, least, eps)
+    root = energy.root
+    peak = 2.0**root * x.magnitude / math.sqrt(x.magnitude**2 + energy.eps * 2.0**-energy.up)
+    pre = max(1, power_above(peak) - CHANNEL_BITS - (count.bit_length() + 1) // 2)
     labels, kept = _axes(x, over)
-    inverse = _inverse_root(low, n, x, squares, code, width)
-    reach = (x.magnitude * int(rsqrt(Interval(0, squares), eps=code, width=width).hi) >> pre) + 1
+    inverse = _inverse_root(low, n, x, squares, energy)
+    reach = (x.magnitude * int(rsqrt(Interval(0, squares), **energy.params).hi) >> pre) + 1
     unit = low.scale_of(n.output, bits)
     weights = [low.graph.parameters[i] for i in n.inputs[1:]] or [np.ones(x.dims[len(x.dims) - over :])]
     ratio = weights[0] * (factor * 2.0 ** (pre - root) / unit)
@@ -142,21 +173,23 @@ def softmax(low: Lowering, n: GraphNode) -> None:
         )  # fmt: skip
         scores = replace(x, value=name, known=x.known.join(Interval(-largest(low.recipe.wide_bits), 0)))
     top = low.node("reduce_max", f"t{labels}->t{kept}", (scores,), f"{n.output}.top", n.loc, {"acc": 32}, x.unit)
-    params = {"mx": mx, "sx": sx}
+    size = x.dims[-1]
+    fraction = max(15, SUM_BITS + (size - 1).bit_length())
+    unit, params = 2.0**-fraction, {"mx": mx, "sx": sx, "bits": fraction}
     if masked:
         index = f"t{labels},t{kept},t,{last}->t{labels}"
         params["length"] = x.dims[-1]
         powers = low.node(
-            "shifted_exp_of_history", index, (scores, top, *extra), f"{n.output}.powers", n.loc, params, 2.0**-15
+            "shifted_exp_of_history", index, (scores, top, *extra), f"{n.output}.powers", n.loc, params, unit
         )
     else:
         index = f"t{labels},t{kept}->t{labels}"
-        powers = low.node("shifted_exp", index, (scores, top), f"{n.output}.powers", n.loc, params, 2.0**-15)
-    reach = x.dims[-1] << 15
+        powers = low.node("shifted_exp", index, (scores, top), f"{n.output}.powers", n.loc, params, unit)
+    reach = size << fraction
     acc = {"acc": accumulator_bits(reach)}
-    total = low.node("reduce_sum", f"t{labels}->t{kept}", (powers,), f"{n.output}.total", n.loc, acc, 2.0**-15)
-    above = Quantity(powers, x.dims, np.asarray(2.0**-15), Interval(0, 1 << 15))
-    below = Quantity(total, (*x.dims[:-1], 1), np.asarray(2.0**-15), Interval(0, reach))
+    total = low.node("reduce_sum", f"t{labels}->t{kept}", (powers,), f"{n.output}.total", n.loc, acc, unit)
+    above = Quantity(powers, x.dims, np.asarray(unit), Interval(0, 1 << fraction))
+    below = Quantity(total, (*x.dims[:-1], 1), np.asarray(unit), Interval(0, reach))
     bits = low.width(n.output)
     bounds = low.limits_of(n.output, bits) | {"lo": 0}
     divided(low, n, above, below, 1 / low.scale_of(n.output, bits), max(16, reach.bit_length()), bounds)
