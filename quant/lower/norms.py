@@ -21,7 +21,7 @@ MOST_WIDTH = 60
 """Bits of a sum of squares, eps included."""
 
 EPS_BITS = 12
-"""Of the precision of eps beside the squares of an input that varies by one unit."""
+"""Of the precision of eps beside the smallest sum of squares."""
 
 CHANNEL_BITS = 17
 """Of a typical channel between the two multiplications of a norm."""
@@ -43,14 +43,14 @@ def rms_norm(low: Lowering, n: GraphNode) -> None:
     """x * 2^root/sqrt(sum x^2 + eps), shifted by `pre` to CHANNEL_BITS of a typical channel; then the gain."""
     x = low.need(n.inputs[0], low.recipe.wide_bits)
     count = math.prod(x.dims[len(x.dims) - n.integer("over") :])
-    _scaled(low, n, x, count, count, count * n.number("eps"), math.sqrt(count))
+    _scaled(low, n, x, count, 1, count * n.number("eps"), math.sqrt(count))
 
 
 def l2norm(low: Lowering, n: GraphNode) -> None:
     """As rms_norm, of the sum of squares itself."""
     x = low.need(n.inputs[0], low.recipe.wide_bits)
     count = math.prod(x.dims[len(x.dims) - n.integer("over") :])
-    _scaled(low, n, x, count, count, n.number("eps"), 1.0)
+    _scaled(low, n, x, count, 1, n.number("eps"), 1.0)
 
 
 def layer_norm(low: Lowering, n: GraphNode) -> None:
@@ -64,15 +64,18 @@ def layer_norm(low: Lowering, n: GraphNode) -> None:
     centred = low.node("centre", index, (x, total), f"{n.output}.centred", n.loc, {"n": count}, x.unit / count)
     reach = 2 * count * x.magnitude
     shifted = Quantity(centred, x.dims, np.asarray(x.unit / count), Interval(-reach, reach))
-    _scaled(low, n, shifted, count, count**3, count * n.number("eps"), math.sqrt(count))
+    _scaled(low, n, shifted, count, max(1, count * (count - 1)), count * n.number("eps"), math.sqrt(count))
 
 
 @dataclass(frozen=True)
 class _Energy:
-    """A sum of squares and epsilon: in units of 2^-up of the squared unit, below 2^width; up and width even."""
+    """A sum of squares and epsilon: in units of 2^-up of the squared unit, at least `least` where the squares are not
+    all 0, and below 2^width; up and width even.
+    """
 
     up: int
     eps: int
+    least: int
     width: int
 
     @property
@@ -82,12 +85,13 @@ class _Energy:
 
     @property
     def params(self) -> dict[str, int]:
-        return {"up": self.up, "eps": self.eps, "width": self.width}
+        return {"up": self.up, "eps": self.eps, "least": self.least, "width": self.width}
 
 
 def _energy(n: GraphNode, x: Quantity, squares: int, least: int, eps: float) -> _Energy:
-    """squares, least: the largest sum of squares, and the one of a standard deviation of one unit of the layer's input,
-    in squared units of x; beside the latter, the rounding of eps is below 2^-EPS_BITS.
+    """squares, least: the largest sum of squares and the smallest one above 0, in squared units of x.
+
+    Beside the latter, the rounding of eps is below 2^-EPS_BITS.
     """
     code, up = eps / x.unit**2, 0
     while eps and least << up < 1 << (EPS_BITS - 1) and (squares + round(code)) << up < 1 << (MOST_WIDTH - 2):
@@ -100,7 +104,7 @@ def _energy(n: GraphNode, x: Quantity, squares: int, least: int, eps: float) -> 
             f"{n.loc}: eps {n.number('eps'):g} is {code >> up} squared units of an input of at most "
             f"{x.magnitude} units: the calibration data leave this layer's input near zero; calibrate on real samples"
         )
-    return _Energy(up, code, width)
+    return _Energy(up, code, (least << up) + code, width)
 
 
 def _inverse_root(low: Lowering, n: GraphNode, x: Quantity, squares: int, energy: _Energy) -> str:
@@ -122,7 +126,7 @@ def inverse_rms(low: Lowering, n: GraphNode) -> None:
     x, over = low.need(n.inputs[0], low.recipe.wide_bits), n.integer("over")
     count = math.prod(x.dims[len(x.dims) - over :])
     squares = count * x.magnitude**2
-    energy = _energy(n, x, squares, count, count * n.number("eps"))
+    energy = _energy(n, x, squares, 1, count * n.number("eps"))
     inverse = _inverse_root(low, n, x, squares, energy)
     bits, dims = low.width(n.output), low.graph.dims[n.output]
     reach = _largest_inverse(low, squares, energy)

@@ -61,12 +61,12 @@ def isqrt(v: Any) -> Any:
     return k - select(v < k * k, 1, 0)
 
 
-def rsqrt_clz(v: Any, *, up: int, eps: int, width: int) -> Any:
-    """2^(14 + width/2) / sqrt(v*2^up + eps), rounded down; the sum below 2^width, width even, at most 60, 0 taken as 1.
+def rsqrt_clz(v: Any, *, up: int, eps: int, least: int, width: int) -> Any:
+    """2^(14 + width/2) / sqrt(v*2^up + eps), rounded down; its operands as those of `rsqrt`, width at most 60.
 
     Relative error below 2^-14.
     """
-    energy = clip((v << up) + eps, 1, (1 << width) - 1)
+    energy = clip((v << up) + eps, least, (1 << width) - 1)
     zeros = clz(energy, width) & 62
     mantissa = bound(energy << zeros, 1 << (width - 2), (1 << width) - 1) << (ROOT_BITS - width)
     return floordiv(1 << (14 + ROOT_BITS // 2), isqrt(mantissa)) << (zeros >> 1)
@@ -89,6 +89,6 @@ TANH_CLZ_CASES = (
     Case("16 bits", "tn->tn", {"n": 64}, ("i16",), {"x0": 2048, "down": 0, "m": 32767, "s": 15, **INT16}),
 )
 RSQRT_CLZ_CASES = (
-    Case("every width of sum", "tn->tn", {"n": 64}, ("u35",), {"up": 0, "eps": 3, "width": 36}),
-    Case("a fraction of epsilon", "tn->tn", {"n": 64}, ("u20",), {"up": 8, "eps": 77, "width": 30}),
+    Case("every width of sum", "tn->tn", {"n": 64}, ("u35",), {"up": 0, "eps": 3, "least": 1, "width": 36}),
+    Case("a fraction of epsilon", "tn->tn", {"n": 64}, ("u20",), {"up": 8, "eps": 77, "least": 333, "width": 30}),
 )

@@ -29,7 +29,7 @@ def sqrt(x: Any, *, width: int, m: int, s: int, hi: int) -> Any:
 
     Error below 2^-13 of the value, and 2^-(width/2).
     """
-    root = (clip(x, 0, (1 << width) - 1) * rsqrt(x, up=0, eps=0, width=width)) >> 14
+    root = (clip(x, 0, (1 << width) - 1) * rsqrt(x, up=0, eps=0, least=1, width=width)) >> 14
     return clip(rounding_shift(root * m, s), 0, hi)
 
 

@@ -48,12 +48,12 @@ def distance_index_of_history(x: Any, top: Any, count: Any, slot: Any, *, length
     return select(slot + count < length, LAST, distance_index(x, top, s=s))
 
 
-def rsqrt_lut(v: Any, *, up: int, eps: int, width: int) -> Any:
-    """2^(14 + width/2) / sqrt(v*2^up + eps); the sum below 2^width, width even, 0 taken as 1.
+def rsqrt_lut(v: Any, *, up: int, eps: int, least: int, width: int) -> Any:
+    """2^(14 + width/2) / sqrt(v*2^up + eps); its operands as those of `rsqrt`.
 
     A table of the mantissa, normalised to [1/4, 1) by leading zeros.  Relative error below 0.0011.
     """
-    energy = clip((v << up) + eps, 1, (1 << width) - 1)
+    energy = clip((v << up) + eps, least, (1 << width) - 1)
     zeros = clz(energy, width) & 62
     mantissa = bound(energy << zeros, 1 << (width - 2), (1 << width) - 1) >> (width - INDEX_BITS)
     return table(RSQRT_TABLE, mantissa - (1 << (INDEX_BITS - 2))) << (zeros >> 1)
@@ -72,4 +72,6 @@ DISTANCE_INDEX_CASES = (Case("16 bits", "tqk,tq->tqk", {"q": 4, "k": 7}, ("i16",
 DISTANCE_INDEX_OF_HISTORY_CASES = (
     Case("first steps", "tw,t,t,w->tw", {"w": 6}, ("i16", "i16", "u3", "=u3"), {"length": 6, "s": 6}),
 )
-RSQRT_LUT_CASES = (Case("every width of sum", "tn->tn", {"n": 64}, ("u35",), {"up": 0, "eps": 3, "width": 36}),)
+RSQRT_LUT_CASES = (
+    Case("every width of sum", "tn->tn", {"n": 64}, ("u35",), {"up": 0, "eps": 3, "least": 1, "width": 36}),
+)

@@ -36,12 +36,12 @@ def square(x: Any) -> Any:
     return x * x
 
 
-def rsqrt(v: Any, *, up: int, eps: int, width: int) -> Any:
-    """2^(14 + width/2) / sqrt(v*2^up + eps); the sum below 2^width, width even, 0 taken as 1.
+def rsqrt(v: Any, *, up: int, eps: int, least: int, width: int) -> Any:
+    """2^(14 + width/2) / sqrt(v*2^up + eps); the sum is taken as at least `least`, and below 2^width, width even.
 
     Normalised to a mantissa in [1/4, 1) by leading zeros.  Relative error below 2^-13.
     """
-    energy = clip((v << up) + eps, 1, (1 << width) - 1)
+    energy = clip((v << up) + eps, least, (1 << width) - 1)
     zeros = clz(energy, width) & 62
     mantissa = bound(energy << zeros, 1 << (width - 2), (1 << width) - 1) >> (width - 16)
     return newton_rsqrt(mantissa, **RSQRT) << (zeros >> 1)
@@ -69,9 +69,9 @@ SUM_SQUARES_CASES = (
     Case("8 bits", "tk->t", {"k": 33}, ("i8",), {"acc": 32}),
 )
 RSQRT_CASES = (
-    Case("every width of sum", "tn->tn", {"n": 64}, ("u35",), {"up": 0, "eps": 3, "width": 36}),
-    Case("no epsilon", "tn->tn", {"n": 64}, ("u20",), {"up": 0, "eps": 0, "width": 20}),
-    Case("a fraction of epsilon", "tn->tn", {"n": 64}, ("u20",), {"up": 8, "eps": 77, "width": 30}),
+    Case("every width of sum", "tn->tn", {"n": 64}, ("u35",), {"up": 0, "eps": 3, "least": 1, "width": 36}),
+    Case("no epsilon", "tn->tn", {"n": 64}, ("u20",), {"up": 0, "eps": 0, "least": 1, "width": 20}),
+    Case("a fraction of epsilon", "tn->tn", {"n": 64}, ("u20",), {"up": 8, "eps": 77, "least": 333, "width": 30}),
 )
 RMSNORM_SCALE_CASES = (
     Case("full range", "tn,t,n->tn", {"n": 16}, ("i16", "u32", "=i16"), {"pre": 17, "s": 18, **INT8}),
