@@ -13,7 +13,7 @@ from isobit.quant.expr import bound, clip, clz, table
 from isobit.quant.ops.op import Case
 from isobit.quant.ops.requantize import INT8, rounding_shift
 
-RSQRT = {"bits": 8, "at": 32, "up": 0}
+RSQRT = {"bits": 8, "at": 25, "up": 0}
 """What `tools/search_nonlinears.py` found, of the roots by a table of 192 entries and one Newton step."""
 
 

@@ -10,7 +10,7 @@ from isobit.quant.ops.exp2 import ONE, exp2_negative
 from isobit.quant.ops.op import Case
 from isobit.quant.ops.requantize import INT8, INT16, rounding_shift
 
-RECIPROCAL = {"bits": 6, "at": 32, "up": 0}
+RECIPROCAL = {"bits": 6, "at": 31, "up": 0}
 """What `tools/search_nonlinears.py` found, of the reciprocals by a table of 64 entries and one Newton step."""
 
 
