@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
@@ -21,7 +21,8 @@ from isobit.quant.check import check
 from isobit.quant.interpret import interpret
 from isobit.quant.lower.edges import InputSpec
 from isobit.quant.lower.lower import lower
-from isobit.quant.program import Array, IntType
+from isobit.quant.ops import CONTRACTION, GATHER
+from isobit.quant.program import Array, IntType, Program
 from isobit.quant.recipe import MODES, Recipe
 from isobit.tools.cells import markdown_table
 
@@ -41,8 +42,16 @@ ROW = 64
 SPREADS = (0.3, 1.0, 3.0, 10.0)
 """Standard deviations of random scores."""
 
-Table = dict[str, dict[str, dict[str, list[float]]]]
-"""function -> mode -> bits of the input -> the largest error at each of EXPONENTS."""
+
+class Entry(TypedDict):
+    """errors: by bits of the input, the largest at each of EXPONENTS.  operations: as `operations` counts them."""
+
+    errors: dict[str, list[float]]
+    operations: int
+
+
+Table = dict[str, dict[str, Entry]]
+"""function -> mode -> what was measured."""
 
 
 @dataclass(frozen=True)
@@ -120,14 +129,30 @@ def captured(function: Function, bits: int) -> Graph:
     return capture(function.make().eval(), (1, *function.rows(bits, 1.0).shape), "layer")
 
 
-def error(function: Function, graph: Graph, mode: str, bits: int, exponent: int) -> float:
-    """The largest, in four digits."""
+def lowered(function: Function, graph: Graph, mode: str, bits: int, exponent: int) -> tuple[Array, Floats, Program]:
+    """Codes, their real values, and the layer's Program."""
     scale = 2.0**exponent
     codes = function.rows(bits, scale)
     real: Floats = codes[None].astype(np.float64) * scale
-    recipe = Recipe(mode, nonlinear=mode)
-    spec = InputSpec(IntType(bits), scale)
-    program = lower(graph, observe(graph, real), recipe, "layer", spec, 1)
+    ranges, spec = observe(graph, real), InputSpec(IntType(bits), scale)
+    return codes, real, lower(graph, ranges, Recipe(mode, nonlinear=mode), "layer", spec, 1)
+
+
+def operations(program: Program) -> int:
+    """In the expression graphs of the nodes that have a value, or a term of a sum, for every element."""
+    checked = check(program)
+    whole = checked.types[program.inputs[0].name].size
+    found = 0
+    for n in program.nodes:
+        if whole in (checked.types[n.output].size, checked.types[n.inputs[0]].size):
+            found += sum(v.op not in ("var", "const", "bound") for v in checked.bodies[n.output].nodes)
+            found += n.spec.structure in (CONTRACTION, GATHER)
+    return found
+
+
+def error(function: Function, graph: Graph, mode: str, bits: int, exponent: int) -> float:
+    """The largest, in four digits."""
+    codes, real, program = lowered(function, graph, mode, bits, exponent)
     got = interpret(program, {program.inputs[0].name: codes[None]})[0][program.outputs[0]]
     unit = check(program).types[program.outputs[0]].scale
     assert unit is not None
@@ -148,20 +173,31 @@ def measure(progress: Callable[[str], None] = lambda _: None) -> Table:
         table[name] = {}
         for mode in MODES:
             progress(f"{name} in mode {mode}")
-            table[name][mode] = {
-                str(bits): [error(function, graphs[bits], mode, bits, e) for e in EXPONENTS] for bits in WIDTHS
-            }
+            errors = {str(bits): [error(function, graphs[bits], mode, bits, e) for e in EXPONENTS] for bits in WIDTHS}
+            program = lowered(function, graphs[16], mode, 16, -8)[-1]
+            table[name][mode] = {"errors": errors, "operations": operations(program)}
     return table
 
 
 def cells(table: Table) -> Iterator[list[str]]:
     """Rows of text: the largest error over the scales, by mode, for inputs of 8 and of 16 bits."""
     for name, modes in table.items():
-        yield [name, *(f"{max(found):.2g}" for mode in MODES for found in modes[mode].values())]
+        yield [name, *(f"{max(found):.2g}" for mode in MODES for found in modes[mode]["errors"].values())]
+
+
+COLUMNS = ("function", *(f"{mode}, {bits} bits" for mode in MODES for bits in WIDTHS))
 
 
 def markdown(table: Table) -> str:
-    return markdown_table(["function", *(f"{mode}, {bits} bits" for mode in MODES for bits in WIDTHS)], cells(table))
+    """Errors, and operations an element, for the page."""
+    counts = ([name, *(str(modes[mode]["operations"]) for mode in MODES)] for name, modes in table.items())
+    return "\n".join(
+        [
+            markdown_table(COLUMNS, cells(table)),
+            "Operations an element, of a 16-bit input at a scale of 2^-8; what a row shares is not counted:\n",
+            markdown_table(["function", *MODES], counts),
+        ]
+    )
 
 
 def plot(table: Table, path: Path) -> None:
@@ -176,7 +212,7 @@ def plot(table: Table, path: Path) -> None:
         for axis, (name, modes) in zip(axes.flat, table.items(), strict=False):
             for color, mode in zip(("C0", "C3", "C1", "C2"), MODES, strict=True):
                 for bits, line in (("8", "-"), ("16", "--")):
-                    values = np.maximum(modes[mode][bits], 1e-6)
+                    values = np.maximum(modes[mode]["errors"][bits], 1e-6)
                     axis.semilogy(EXPONENTS, values, line, color=color, label=f"{mode}, {bits} bits")
             axis.set_title(name)
             axis.grid(alpha=0.3)

@@ -54,8 +54,8 @@ def tanh_clz(x: Any, *, x0: int, down: int, m: int, s: int, lo: int, hi: int) ->
 
 def isqrt(v: Any) -> Any:
     """The root of v in [2^58, 2^60), rounded down."""
-    k: Any = 1 << (ROOT_BITS // 2)
-    for _ in range(ROOT_STEPS):
+    k = ((1 << (ROOT_BITS // 2)) + (v >> (ROOT_BITS // 2))) >> 1
+    for _ in range(ROOT_STEPS - 1):
         k = (k + floordiv(v, k)) >> 1
     k = clip(k, 1 << (ROOT_BITS // 2 - 1), 1 << (ROOT_BITS // 2))
     return k - select(v < k * k, 1, 0)

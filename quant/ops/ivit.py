@@ -38,7 +38,7 @@ DECAY_ONE = 1 << 12
 
 def shift_exp(x: Any, x0: int, n: int, beyond: int = 0) -> Any:
     """ShiftExp: x0 2^n e^(x/x0) by e^x = 2^(1.4375 x) and 2^-r = 1 - r/2 (section 3.3); x <= 0, or positive up to
-    `beyond` whole units.
+    `beyond` whole units, where it stays.
     """
     octaves = clip((x >> 4) - x - (x >> 1), -beyond * x0, n * x0)
     whole = floordiv(octaves + beyond * x0, x0) - beyond
@@ -88,8 +88,8 @@ def tanh_ivit(x: Any, top: Any, *, x0: int) -> Any:
 
 
 def exp_ivit(x: Any, *, top: int, x0: int) -> Any:
-    """ShiftExp of x - top, at most 0, in units of e^top S/2^15."""
-    return shift_exp(clip(x - top, -(1 << 31), 0), x0, EXP_BITS)
+    """ShiftExp of x - top, of 0 where x is above, in units of e^top S/2^15."""
+    return shift_exp(x - top, x0, EXP_BITS)
 
 
 def decay_ivit(dt: Any, a: Any, *, s: int) -> Any:

@@ -19,7 +19,18 @@ from isobit.quant.program import Array, IntType
 from isobit.quant.quantize import quantize
 from isobit.quant.recipe import MODES, Recipe, with_layers
 from isobit.tools import nonlinears
-from isobit.tools.nonlinears import EXPONENTS, Function, captured, error, functions, load, norm_rows, score_rows
+from isobit.tools.nonlinears import (
+    EXPONENTS,
+    Function,
+    captured,
+    error,
+    functions,
+    load,
+    lowered,
+    norm_rows,
+    operations,
+    score_rows,
+)
 from tests.spec.test_nonlinears import magnitudes
 
 BARS = {
@@ -38,9 +49,9 @@ def test_the_stored_table_is_complete_and_meets_the_bars() -> None:
     assert list(table) == list(functions())
     for name, modes in table.items():
         assert list(modes) == list(MODES)
-        assert all(len(found) == len(EXPONENTS) for widths in modes.values() for found in widths.values())
+        assert all(len(found) == len(EXPONENTS) for entry in modes.values() for found in entry["errors"].values())
         if name in BARS:
-            assert max(e for found in modes["quad"].values() for e in found) <= BARS[name], name
+            assert max(e for found in modes["quad"]["errors"].values() for e in found) <= BARS[name], name
 
 
 @pytest.mark.parametrize("name", functions())
@@ -50,8 +61,11 @@ def test_the_stored_table_is_what_the_modes_give(name: str) -> None:
     for bits in nonlinears.WIDTHS:
         graph = captured(function, bits)
         for mode in MODES:
-            stored = load()[name][mode][str(bits)][EXPONENTS.index(exponent)]
+            stored = load()[name][mode]["errors"][str(bits)][EXPONENTS.index(exponent)]
             assert error(function, graph, mode, bits, exponent) == pytest.approx(stored, rel=1e-3, abs=1e-7), mode
+    for mode in MODES:
+        program = lowered(function, graph, mode, 16, -8)[-1]
+        assert operations(program) == load()[name][mode]["operations"]
 
 
 def test_the_page_shows_the_stored_table() -> None:
