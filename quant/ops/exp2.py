@@ -23,18 +23,22 @@ def mantissa(f: Any, *, a: int, b: int, i: int, j: int) -> Any:
     return ONE - rounding_shift(f * (a - ((f * (b - (f >> i) - (f >> j))) >> 15)), 15)
 
 
-def exp2_scaled(x: Any, bits: int) -> Any:
-    """2^-x for x >= 0 in Q.12; in units of 2^-bits, bits >= 15.  Relative error below 1.5e-4, and half a unit."""
-    n = clip(x >> FRAC, 0, bits + 1)
+def _exp2(x: Any, bits: int) -> Any:
+    n = clip(x >> FRAC, 0, bits + 2)
     f = (x & ((1 << FRAC) - 1)) << (15 - FRAC)
     m = mantissa(f, **CUBIC)
     m = m << (bits - 15) if bits > 15 else m
     return (m + ((1 << n) >> 1)) >> n
 
 
+def exp2_scaled(x: Any, bits: int) -> Any:
+    """2^-x for x >= 0 in Q.12; in units of 2^-bits, bits >= 15.  Relative error below 1.5e-4, and half a unit."""
+    return clip(_exp2(x, bits), 0, 1 << bits)
+
+
 def exp2_negative(x: Any) -> Any:
     """2^-x for x >= 0 in Q.12; Q0.15, at most 32767.  Error below 1.5e-4; exact at 0, it never rises."""
-    return clip(exp2_scaled(x, 15), 0, ONE - 1)
+    return clip(_exp2(x, 15), 0, ONE - 1)
 
 
 def decay(dt: Any, a: Any, *, s: int) -> Any:

