@@ -27,8 +27,8 @@ def shiftmax_clz(part: Any, total: Any, *, down: int) -> Any:
     """part / total in Q0.15, rounded down, 0 <= part <= total; total below 2^(31 + down)."""
     divisor = clip(total >> down, 1, LARGEST)
     zeros = clz(divisor, 31)
-    reciprocal = floordiv(1 << 61, bound(divisor << zeros, 1 << 30, LARGEST))
-    return clip((clip((part >> down) << zeros, 0, LARGEST) * reciprocal) >> 46, 0, ONE)
+    inverse = floordiv(1 << 61, bound(divisor << zeros, 1 << 30, LARGEST))
+    return clip((clip((part >> down) << zeros, 0, LARGEST) * inverse) >> 46, 0, ONE)
 
 
 def sigmoid_of(x: Any, x0: int, down: int) -> Any:

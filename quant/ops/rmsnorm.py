@@ -26,7 +26,8 @@ def rsqrt_seed(bits: int, at: int) -> tuple[int, ...]:
 
 def newton_rsqrt(mantissa: Any, *, bits: int, at: int, up: int) -> Any:
     """2^22 / sqrt(mantissa), which is in [2^14, 2^16): a table, then one Newton step r (3 - x r^2) / 2."""
-    r = table(rsqrt_seed(bits, at), (mantissa >> (16 - bits)) - (1 << (bits - 2)))
+    inverse_roots = rsqrt_seed(bits, at)
+    r = table(inverse_roots, (mantissa >> (16 - bits)) - (1 << (bits - 2)))
     nearly_one = bound(mantissa * ((r * r) >> 14), 0, (1 << 31) - 1) >> 16
     return (r * (49152 + up - nearly_one)) >> 15
 

@@ -22,8 +22,8 @@ def reciprocal_seed(bits: int, at: int) -> tuple[int, ...]:
 
 def newton_reciprocal(e: Any, *, bits: int, at: int, up: int) -> Any:
     """1/(1 + e) in Q0.15, e in Q0.15 and in [0, 1): a table, then one Newton step r (2 + up - d r)."""
-    d = ONE + e
-    r = table(reciprocal_seed(bits, at), e >> (15 - bits))
+    d, reciprocals = ONE + e, reciprocal_seed(bits, at)
+    r = table(reciprocals, e >> (15 - bits))
     return rounding_shift(r * (2 * ONE + up - ((d * r) >> 15)), 15)
 
 

@@ -179,7 +179,7 @@ def result_of(op: str, made: Quantized, taps: Arrays) -> list[list[int]]:
     return values
 
 
-@pytest.mark.parametrize("scale", [Fraction(1, 16), Fraction(1, 64)], ids=str)
+@pytest.mark.parametrize("scale", [Fraction(1, 16), Fraction(1, 1024)], ids=str)
 def test_layers_of_a_model_are_the_published_formulas(scale: Fraction) -> None:
     x = rows(8, 6)
     listed = x.tolist()
