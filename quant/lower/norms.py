@@ -122,11 +122,12 @@ def _largest_inverse(low: Lowering, squares: int, energy: _Energy) -> int:
 
 
 def inverse_rms(low: Lowering, n: GraphNode) -> None:
-    """1 / sqrt(mean x^2 + eps), from the exact sum of squares."""
+    """1 / sqrt(mean x^2 + eps), from the exact sum of squares; of a row of zeros too, which may meet other values."""
     x, over = low.need(n.inputs[0], low.recipe.wide_bits), n.integer("over")
     count = math.prod(x.dims[len(x.dims) - over :])
     squares = count * x.magnitude**2
     energy = _energy(n, x, squares, 1, count * n.number("eps"))
+    energy = replace(energy, least=max(1, energy.eps))
     inverse = _inverse_root(low, n, x, squares, energy)
     bits, dims = low.width(n.output), low.graph.dims[n.output]
     reach = _largest_inverse(low, squares, energy)

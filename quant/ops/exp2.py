@@ -24,6 +24,7 @@ def mantissa(f: Any, *, a: int, b: int, i: int, j: int) -> Any:
 
 
 def _exp2(x: Any, bits: int) -> Any:
+    """From bits + 2 octaves on it is 0; a shift limited to bits + 1 would round whole octaves up to a unit for ever."""
     n = clip(x >> FRAC, 0, bits + 2)
     f = (x & ((1 << FRAC) - 1)) << (15 - FRAC)
     m = mantissa(f, **CUBIC)
@@ -37,7 +38,7 @@ def exp2_scaled(x: Any, bits: int) -> Any:
 
 
 def exp2_negative(x: Any) -> Any:
-    """2^-x for x >= 0 in Q.12; Q0.15, at most 32767.  Error below 1.5e-4; exact at 0, it never rises."""
+    """2^-x for x >= 0 in Q.12; Q0.15, at most 32767.  Error below 1.5e-4; it never rises."""
     return clip(_exp2(x, 15), 0, ONE - 1)
 
 
