@@ -19,11 +19,15 @@ CERTIFIED = 0
 where there is none, STATE_BITS."""
 
 
-OF_LAYERS = ("weights", "activations", "act_bits", "wide_bits", "state_bits")
+MODES = ("quad", "ivit", "clz", "lut")
+"""Of nonlinears: the default; the arithmetic of I-ViT as published; its approximations with reciprocals that keep their
+bits; tables of 10-bit inputs."""
+
+OF_LAYERS = ("weights", "activations", "act_bits", "wide_bits", "state_bits", "nonlinear")
 """What a layer may have of its own."""
 
-NAMES = ("weights", "activations")
-"""Of these, the names of formats; the others are numbers."""
+NAMES = ("weights", "activations", "nonlinear")
+"""Of these, the texts; the others are numbers."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Recipe:
     weights: a format by its name, of matmuls and convolutions.  activations: a minifloat, or MX blocks, of their other
     operands; integers of act_bits where empty.  act_bits: also of keys and queries, B and C of recurrences.
     wide_bits: what enters a nonlinear, the step size and the drive of recurrences, gates, the residual stream, outputs.
-    state_bits: of recurrences, up to 32; or CERTIFIED.  nonlinear: the mode of silu, softplus and exp.
+    state_bits: of recurrences, up to 32; or CERTIFIED.  nonlinear: one of MODES, of exponentials, gates and norms.
     layers: for layers whose path matches a pattern (of fnmatch, the last that does), widths of their own.
     """
 
@@ -69,8 +73,8 @@ class Recipe:
             raise InputError(f"recipe {self.name}: state_bits is {self.state_bits}, expected 2 to 32, or 0: certified")
         if self.wide_bits < self.act_bits:
             raise InputError(f"recipe {self.name}: wide_bits {self.wide_bits} is below act_bits {self.act_bits}")
-        if self.nonlinear != "quad":
-            raise InputError(f"recipe {self.name}: nonlinear is '{self.nonlinear}', expected quad")
+        if self.nonlinear not in MODES:
+            raise InputError(f"recipe {self.name}: nonlinear is '{self.nonlinear}', expected one of {', '.join(MODES)}")
         for pattern, own in self.layers.items():
             if unknown := sorted(set(own) - set(OF_LAYERS)):
                 raise InputError(

@@ -23,7 +23,7 @@ from isobit.quant.errors import InputError
 from isobit.quant.recipe import CERTIFIED, NAMES, OF_LAYERS, RECIPES, Recipe, recipe_named
 
 VERSION = 1
-KEYS = ("version", "name", *OF_LAYERS, "nonlinear", "layers")
+KEYS = ("version", "name", *OF_LAYERS, "layers")
 LARGEST_FILE = 1 << 20
 """Bytes."""
 
@@ -94,7 +94,7 @@ class _Reader:
                 raise self.error(table, key, f"there is no key '{key}', the nearest is '{near[0]}'")
             if key == "state_bits" and value == "certified":
                 value = CERTIFIED
-            text = key in ("name", "nonlinear", *NAMES)
+            text = key in ("name", *NAMES)
             if not isinstance(value, str if text else int) or isinstance(value, bool):
                 expected = "a text" if text else "a whole number"
                 raise self.error(table, key, f"{key} is {value!r}, expected {expected}")

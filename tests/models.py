@@ -65,7 +65,7 @@ def mamba_block(
     b = Builder("block", seed)
     x = Input("x", TensorType(("T", d_model), int_type("i16")))
     squares = b.node("sum_squares", "tk->t", ["x"], "norm.squares", acc=64)
-    inverse = b.node("rsqrt", "t->t", [squares], "norm.inverse", eps=7, width=36)
+    inverse = b.node("rsqrt", "t->t", [squares], "norm.inverse", up=0, eps=7, least=1, width=36)
     gain = b.constant("norm.gain", 6000, 9000, (d_model,), "i16")
     h = b.node("rmsnorm_scale", "td,t,d->td", ["x", inverse, gain], "norm.y", pre=17, s=18, lo=-127, hi=127)
     u = b.dense(h, d_inner, d_model, "in_proj_x", 127, 38, "c")

@@ -50,20 +50,23 @@ def markdown(table: Table) -> str:
 
 def status_command(run_now: bool, as_json: bool) -> int:
     """Returns 1 if any cell is a mismatch."""
-    from isobit.tools import families, formats, show
+    from isobit.tools import families, formats, nonlinears, show
 
     if run_now:
         with show.progress(as_json) as tell:
-            table, numbers, zoo = measure(tell), formats.measure(tell), families.measure(tell)
+            table, errors = measure(tell), nonlinears.measure(tell)
+            numbers, zoo = formats.measure(tell), families.measure(tell)
     else:
-        table, numbers, zoo = json.loads(STORED.read_text()), formats.load(), families.load()
+        table, errors = json.loads(STORED.read_text()), nonlinears.load()
+        numbers, zoo = formats.load(), families.load()
     found = [cell["status"] for row in table.values() for cell in row.values()]
     found += [c["status"] for entry in numbers.values() for c in entry["targets"].values()]
     found += [c["status"] for sizes in zoo.values() for entry in sizes.values() for c in entry["targets"].values()]
     if as_json:
-        show.print_json({"ops": table, "formats": numbers, "families": zoo})
+        show.print_json({"ops": table, "nonlinears": errors, "formats": numbers, "families": zoo})
         return int(MISMATCH in found)
     show.print_table("Ops against targets", ["op", *TARGETS], list(cells(table)))
+    show.print_table("Largest errors of nonlinears", nonlinears.COLUMNS, list(nonlinears.cells(errors)))
     show.print_table("Formats against targets", formats.COLUMNS, list(formats.cells(numbers)), formats.NUMBERS)
     show.print_table("Families against targets", families.COLUMNS, list(families.cells(zoo)), families.NUMBERS)
     return int(MISMATCH in found)

@@ -11,6 +11,7 @@ from isobit.quant.certificates.search import certified_bits, certify
 from isobit.quant.check import check
 from isobit.quant.errors import CheckError, InputError
 from isobit.quant.lower.edges import InputSpec
+from isobit.quant.lower.modes import MODES
 from isobit.quant.lower.quantity import UNIT, WIDE_BITS, Form, Lowering, letters
 from isobit.quant.lower.rules import RULES
 from isobit.quant.program import Program
@@ -58,7 +59,7 @@ def _lowered(
     for i, n in enumerate(graph.nodes):
         low.recipe = recipe.at(n.loc)
         try:
-            RULES[n.op].emit(low, n)
+            MODES[low.recipe.nonlinear].get(n.op, RULES[n.op].emit)(low, n)
             for v in (v for v in reversed(last) if last[v] == i and v not in low.own_state):
                 _hold(low, low.producer[v])
         except CheckError as e:

@@ -262,9 +262,9 @@ def rsqrt(low: Lowering, n: GraphNode) -> None:
     width = max(16, (max(x.known.hi, 0) + eps).bit_length())
     width += width % 2
     axes = letters(len(x.dims))
-    index, params = f"t{axes}->t{axes}", {"eps": eps, "width": width}
+    index, params = f"t{axes}->t{axes}", {"up": 0, "eps": eps, "least": 1, "width": width}
     inverse = low.node("rsqrt", index, (x,), f"{n.output}.inverse", n.loc, params)
-    reach = integer_rsqrt(Interval(min(x.known.lo, 0), max(x.known.hi, 0)), eps=eps, width=width).hi
+    reach = integer_rsqrt(Interval(min(x.known.lo, 0), max(x.known.hi, 0)), up=0, eps=eps, least=1, width=width).hi
     ratio = 2.0 ** -(14 + width // 2) / math.sqrt(x.unit) / low.scale_of(n.output, bits)
     m, s = dyadic(ratio, int(reach))
     low.pointwise(n, "requantize", (inverse,), {"m": m, "s": s, **limits_of(low, n, bits)})

@@ -26,6 +26,7 @@ from isobit.quant.lower.quantity import (
     symmetric_scale,
 )
 from isobit.quant.ops.exp2 import FRAC
+from isobit.quant.ops.lut import LAST, OCTAVE_FRACTION
 from isobit.quant.program import Array, IntType
 from isobit.quant.recipe import STATE_BITS
 
@@ -43,6 +44,14 @@ SUM_BITS = 31, 24
 
 CONVEX_BITS = 15
 """Of a convex recurrence: a gate times a difference of two such values fits 32 bits."""
+
+DECAYS = {
+    "quad": ("decay", LOG2_E),
+    "ivit": ("decay_ivit", 1.0),
+    "clz": ("decay_ivit", 1.0),
+    "lut": ("octave_index", LOG2_E),
+}
+"""By mode, the op of a selective decay, and the rate in its units of a = -1."""
 
 
 @dataclass(frozen=True)
@@ -352,11 +361,12 @@ def selective_recurrence(low: Lowering, n: GraphNode) -> None:
 
 
 def _selective_decay(low: Lowering, n: GraphNode, dt: Quantity, along: str) -> str:
-    """exp(dt * a) in Q0.15, from rates -a * log2(e) as 15-bit constants."""
-    rates = -LOG2_E * low.graph.parameters[n.inputs[4]]
+    """exp(dt * a) in Q0.15, from rates -a * log2(e), or in mode `ivit` -a, as 15-bit constants."""
+    op, base = DECAYS[low.recipe.nonlinear]
+    rates = -base * low.graph.parameters[n.inputs[4]]
     if rates.min() < 0:
         raise InputError(
-            f"{n.loc}: the decay rate a reaches {-rates.min() / LOG2_E:g}, expected a <= 0: the state would grow"
+            f"{n.loc}: the decay rate a reaches {-rates.min() / base:g}, expected a <= 0: the state would grow"
         )
     if dt.known.lo < 0:
         raise InputError(f"{n.loc}: the step size dt is not proved to be >= 0: make it with softplus")
@@ -369,4 +379,11 @@ def _selective_decay(low: Lowering, n: GraphNode, dt: Quantity, along: str) -> s
     codes = np.rint(rates * (octaves * 2.0**s)).astype(np.int64)
     rate = low.constant(f"{n.output}.rate", codes, IntType(15, signed=False), 1 / (octaves * 2.0**s))
     index = f"t{along}c,cn->t{along}cn"
-    return low.node("decay", index, (dt, rate), f"{n.output}.decay", n.loc, {"s": s}, 2.0**-15)
+    if op == "octave_index":
+        down = FRAC - OCTAVE_FRACTION
+        found = low.node(op, index, (dt, rate), f"{n.output}.index", n.loc, {"s": s + down})
+        values = np.minimum(np.rint(np.exp2(15 - np.arange(LAST + 1) * 2.0**-OCTAVE_FRACTION)), largest(16))
+        powers = low.constant(f"{n.output}.powers", values.astype(np.int64), IntType(16), UNIT_SCALE)
+        index = f"t{along}cn,v->t{along}cn"
+        return low.node("lookup", index, (found, powers), f"{n.output}.decay", n.loc, {}, UNIT_SCALE)
+    return low.node(op, index, (dt, rate), f"{n.output}.decay", n.loc, {"s": s}, UNIT_SCALE)

@@ -6,14 +6,30 @@ RMSNorm: Zhang and Sennrich 2019, eq. 4.  LayerNorm: Ba et al. 2016, eq. 4.
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 from isobit.quant.expr import bound, clip, clz, table
 from isobit.quant.ops.op import Case
 from isobit.quant.ops.requantize import INT8, rounding_shift
 
-RSQRT_SEED = tuple(min(32767, round(16384 / math.sqrt((i + 0.5) / 256))) for i in range(64, 256))
-"""2^14 / sqrt(x) for x in [1/4, 1), by its top eight bits."""
+RSQRT = {"bits": 8, "at": 25, "up": 0}
+"""What `tools/search_nonlinears.py` found, of the roots by a table of 192 entries and one Newton step."""
+
+
+@cache
+def rsqrt_seed(bits: int, at: int) -> tuple[int, ...]:
+    """2^14 / sqrt(x) for x in [1/4, 1) by its top `bits` bits, at the place at/64 of every interval; at most 32767."""
+    quarter, unit = 1 << (bits - 2), 1 << bits
+    return tuple(min(32767, round(16384 / math.sqrt((i + at / 64) / unit))) for i in range(quarter, unit))
+
+
+def newton_rsqrt(mantissa: Any, *, bits: int, at: int, up: int) -> Any:
+    """2^22 / sqrt(mantissa), which is in [2^14, 2^16): a table, then one Newton step r (3 - x r^2) / 2."""
+    inverse_roots = rsqrt_seed(bits, at)
+    r = table(inverse_roots, (mantissa >> (16 - bits)) - (1 << (bits - 2)))
+    nearly_one = bound(mantissa * ((r * r) >> 14), 0, (1 << 31) - 1) >> 16
+    return (r * (49152 + up - nearly_one)) >> 15
 
 
 def square(x: Any) -> Any:
@@ -21,17 +37,15 @@ def square(x: Any) -> Any:
     return x * x
 
 
-def rsqrt(v: Any, *, eps: int, width: int) -> Any:
-    """2^(14 + width/2) / sqrt(v + eps); v + eps below 2^width, width even, 0 taken as 1.  Relative error below 2^-13.
+def rsqrt(v: Any, *, up: int, eps: int, least: int, width: int) -> Any:
+    """2^(14 + width/2) / sqrt(v*2^up + eps); the sum is taken as at least `least`, and below 2^width, width even.
 
-    Normalised to a mantissa in [1/4, 1) by leading zeros; a table, then one Newton step r (3 - x r^2) / 2.
+    Normalised to a mantissa in [1/4, 1) by leading zeros.  Relative error below 2^-13.
     """
-    energy = clip(v + eps, 1, (1 << width) - 1)
+    energy = clip((v << up) + eps, least, (1 << width) - 1)
     zeros = clz(energy, width) & 62
     mantissa = bound(energy << zeros, 1 << (width - 2), (1 << width) - 1) >> (width - 16)
-    r = table(RSQRT_SEED, (mantissa >> 8) - 64)
-    nearly_one = bound(mantissa * ((r * r) >> 14), 0, (1 << 31) - 1) >> 16
-    return ((r * (49152 - nearly_one)) >> 15) << (zeros >> 1)
+    return newton_rsqrt(mantissa, **RSQRT) << (zeros >> 1)
 
 
 def rmsnorm_scale(x: Any, inverse_rms: Any, gain: Any, *, pre: int, s: int, lo: int, hi: int) -> Any:
@@ -56,8 +70,9 @@ SUM_SQUARES_CASES = (
     Case("8 bits", "tk->t", {"k": 33}, ("i8",), {"acc": 32}),
 )
 RSQRT_CASES = (
-    Case("every width of sum", "tn->tn", {"n": 64}, ("u35",), {"eps": 3, "width": 36}),
-    Case("no epsilon", "tn->tn", {"n": 64}, ("u20",), {"eps": 0, "width": 20}),
+    Case("every width of sum", "tn->tn", {"n": 64}, ("u35",), {"up": 0, "eps": 3, "least": 1, "width": 36}),
+    Case("no epsilon", "tn->tn", {"n": 64}, ("u20",), {"up": 0, "eps": 0, "least": 1, "width": 20}),
+    Case("a fraction of epsilon", "tn->tn", {"n": 64}, ("u20",), {"up": 8, "eps": 77, "least": 333, "width": 30}),
 )
 RMSNORM_SCALE_CASES = (
     Case("full range", "tn,t,n->tn", {"n": 16}, ("i16", "u32", "=i16"), {"pre": 17, "s": 18, **INT8}),

@@ -14,7 +14,7 @@ import pytest
 from isobit.export.onnx.load import load, save
 from isobit.quant.interpret import interpret
 from isobit.targets.target import TARGETS
-from isobit.tools import families, formats, status
+from isobit.tools import families, formats, nonlinears, status
 from tests.commandline import Result, installed, isobit
 from tests.models import mamba_block
 
@@ -274,7 +274,7 @@ def test_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     numbers = {"int8": {"targets": dict.fromkeys(TARGETS, cell), "points": [0.0, -0.27, 0.27], "bits": 8}}
     (tmp_path / "formats.json").write_text(json.dumps(numbers))
     monkeypatch.setattr(formats, "STORED", tmp_path / "formats.json")
-    expected = {"ops": {"silu": {"gpu": cell}}, "formats": numbers, "families": zoo}
+    expected = {"ops": {"silu": {"gpu": cell}}, "nonlinears": nonlinears.load(), "formats": numbers, "families": zoo}
     assert isobit("status", "--json").json == expected
     assert "MoM" in [row["family"] for row in isobit("families", "--json").json]
     for command, word in (

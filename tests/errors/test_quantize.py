@@ -299,8 +299,8 @@ def test_settings() -> None:
         Recipe("r", act_bits=1)
     with pytest.raises(InputError, match="below act_bits"):
         Recipe("r", wide_bits=4)
-    with pytest.raises(InputError, match="expected quad"):
-        Recipe("r", nonlinear="lut")
+    with pytest.raises(InputError, match="expected one of quad, ivit, clz, lut"):
+        Recipe("r", nonlinear="lookup")
     for elem, scale in ((IntType(8), None), (None, 0.5), (IntType(8), 0.3), (IntType(8), -0.5), (IntType(17), 0.5)):
         with pytest.raises(InputError, match="input"):
             InputSpec(elem, scale)

@@ -56,7 +56,9 @@ WRONG = {
         '"int4-g32"\nactivations = "e9m9"',
     ): r"line 3: .*activations: there is no format 'e9m9'",
     ('"certified"', '"cert"'): r"line 4: state_bits is 'cert', expected a whole number",
-    ('weights = "e2m1"', "nonlinear = 3"): r"line 7: there is no key 'nonlinear', the nearest is",
+    ('weights = "e2m1"', "nonlinear = 3"): r"line 7: nonlinear is 3, expected a text",
+    ('weights = "e2m1"', "linear = 3"): r"line 7: there is no key 'linear', the nearest is 'nonlinear'",
+    ('weights = "e2m1"', 'nonlinear = "quat"'): r"line 7: .*nonlinear is 'quat', expected one of quad, ivit",
     (
         'weights = "e2m1"',
         "wide_bits = 4",

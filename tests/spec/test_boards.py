@@ -1,6 +1,7 @@
 """The simulated boards: byte streams, exit codes, exact instruction counts and the measured memory."""
 
 import random
+import re
 import subprocess
 from pathlib import Path
 
@@ -212,6 +213,25 @@ def test_an_unbounded_stack_is_refused(reason: str, text: str, tmp_path: Path) -
     program = firmware(BOARDS["m4"], tmp_path, text)
     with pytest.raises(StackUnbounded, match=rf"Reset_Handler has no bound: .*{reason}"):
         measure(BOARDS["m4"], program.elf, program.call_graphs)
+
+
+def test_a_call_that_gcc_weighed_and_did_not_make_needs_no_stack(tmp_path: Path) -> None:
+    """Of two numbers that are not negative, gcc lists both divisions and links one."""
+    text = """
+#include <stdint.h>
+
+static volatile int64_t a = 1000, b = 7;
+
+int main(void) {
+  const int64_t x = a & INT64_MAX, y = (b & 1023) + 1;
+  return (int)(x / y) - 125;
+}
+"""
+    program = firmware(BOARDS["m4"], tmp_path, text)
+    assert {"__aeabi_ldivmod", "__aeabi_uldivmod"} <= set(
+        re.findall(r"__aeabi_\w+", "".join(p.read_text() for p in program.call_graphs))
+    )
+    assert measure(BOARDS["m4"], program.elf, program.call_graphs).stack > 0
 
 
 @each_board

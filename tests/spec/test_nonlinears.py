@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pytest
 
 from isobit.quant.ops import activation, division, interpolate, silu, softmax
-from isobit.quant.ops.exp2 import FRAC, ONE, exp2_negative
+from isobit.quant.ops.exp2 import FRAC, ONE, exp2_negative, exp2_scaled
 from isobit.quant.ops.mean import mean
 from isobit.quant.ops.rmsnorm import rsqrt
 from isobit.quant.ops.softplus import softplus
@@ -117,7 +117,9 @@ ERRORS: dict[str, tuple[Callable[..., Any], Error]] = {
     ),
     "shifted_exp": (
         softmax.shifted_exp,
-        lambda x, u: softmax.shifted_exp(x, x.max() + 0 * x, **octaves(u)) / 2.0**15 - np.exp((x - x.max()) * u),
+        lambda x, u: (
+            softmax.shifted_exp(x, x.max() + 0 * x, **octaves(u), bits=20) / 2.0**20 - np.exp((x - x.max()) * u)
+        ),
     ),
     "silu": (
         silu.silu,
@@ -134,12 +136,23 @@ def test_functions_of_one_operand(op: str) -> None:
 
 
 def test_exp2_negative() -> None:
-    x = np.arange(0, 17 << FRAC)
+    x = np.arange(0, 40 << FRAC)
     error = np.abs(exp2_negative(x) / ONE - 2.0 ** (-x / (1 << FRAC)))
     assert_as_stated(exp2_negative, float(error.max()))
     steps = np.diff(exp2_negative(x))
     assert np.all((steps <= 0) & (steps >= -7)), "it falls, without jumps"
     assert [exp2_negative(n << FRAC) for n in range(1, 16)] == [ONE >> n for n in range(1, 16)]
+
+
+@pytest.mark.parametrize("bits", [15, 20, 24])
+def test_exp2_scaled(bits: int) -> None:
+    """Relative to the value, and half a unit; powers of two are exact as long as they are whole."""
+    x = np.arange(0, 40 << FRAC)
+    got, real = exp2_scaled(x, bits), 2.0 ** (bits - x / (1 << FRAC))
+    assert ((np.abs(got - real) - 0.5) / real).max() < stated(exp2_scaled)
+    assert np.all(np.diff(got) <= 0)
+    assert [exp2_scaled(n << FRAC, bits) for n in range(bits + 1)] == [1 << (bits - n) for n in range(bits + 1)]
+    assert got[-1] == 0
 
 
 def test_reciprocal() -> None:
@@ -158,7 +171,9 @@ def test_rsqrt_at_every_magnitude() -> None:
     found = []
     for width in (16, 36, 58):
         v = magnitudes(width)
-        found.append(np.abs(rsqrt(v, eps=0, width=width) / 2.0 ** (14 + width // 2) * np.sqrt(v) - 1).max())
+        found.append(
+            np.abs(rsqrt(v, up=0, eps=0, least=1, width=width) / 2.0 ** (14 + width // 2) * np.sqrt(v) - 1).max()
+        )
     assert_as_stated(rsqrt, float(max(found)))
 
 
@@ -238,8 +253,8 @@ def test_slots_of_a_history_that_no_step_has_filled() -> None:
         filled = slot >= 6 - count
         scores = softmax.mask_history(np.full(6, 7), count, slot, length=6, lowest=-99)
         assert scores.tolist() == np.where(filled, 7, -99).tolist()
-        weights = softmax.shifted_exp_of_history(np.full(6, 7), 7, count, slot, length=6, mx=1, sx=0)
-        assert weights.tolist() == np.where(filled, ONE - 1, 0).tolist()
+        weights = softmax.shifted_exp_of_history(np.full(6, 7), 7, count, slot, length=6, mx=1, sx=0, bits=15)
+        assert weights.tolist() == np.where(filled, ONE, 0).tolist()
 
 
 def test_mean_of_every_count() -> None:

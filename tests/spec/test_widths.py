@@ -87,4 +87,4 @@ def row_noise(q: Quantized, module: nn.Module, x: Floats) -> Floats:
 def test_a_small_row_of_a_state_is_as_exact_as_a_large_one(delta: bool) -> None:
     module = UnevenRows(delta)
     noise = row_noise(quantize(module, X, Recipe("r", act_bits=16, state_bits=10), name="rows"), module, X)
-    assert noise.max() < 2 * np.median(noise)
+    assert noise.max() < 4 * np.median(noise)
