@@ -18,6 +18,7 @@ from isobit.export.onnx.body import CONTAINER_TYPES
 from isobit.export.onnx.emit import FORMAT_VERSION, PRODUCER, emit, serialized, to_bytes
 from isobit.export.onnx.functions import DOMAIN, NODE_ATTRIBUTES
 from isobit.export.onnx.region import calls, outer_name
+from isobit.quant.calibrate.evaluate import ROUNDINGS as TRAINED_ROUNDINGS
 from isobit.quant.certificates.certificate import from_data
 from isobit.quant.errors import InputError, IsobitError
 from isobit.quant.program import Constant, Input, IntType, Node, Program, State, TensorType, int_type
@@ -156,7 +157,7 @@ def _program(model: onnx.ModelProto, metadata: dict[str, str]) -> Program:
     outputs = tuple(v.name for v in graph.output)
     return Program(
         graph.name,
-        tuple(Input(v.name, value(v)) for v in graph.input if v.name not in owned),
+        tuple(Input(v.name, value(v), *_trained(metadata, v.name)) for v in graph.input if v.name not in owned),
         tuple(constant(i) for i in graph.initializer),
         tuple(State(v.name, value(v), int(initial[v.name])) for v in states),
         nodes,
@@ -170,6 +171,20 @@ def _listed(metadata: dict[str, str], key: str) -> list[object]:
     if not isinstance(found, list):
         raise _Malformed(f"metadata {key} is not a JSON list")
     return found
+
+
+def _trained(metadata: dict[str, str], name: str) -> tuple[str, int] | tuple[()]:
+    """How an input is rounded, and its zero point, where a quantizer of the model says it."""
+    if "isobit.roundings" not in metadata or name not in (found := _table(metadata, "isobit.roundings")):
+        return ()
+    rounding, zero = _pair(found[name])
+    if rounding not in TRAINED_ROUNDINGS or not isinstance(zero, int):
+        raise _Malformed(f"input {name} is rounded by '{rounding}', expected one of {', '.join(TRAINED_ROUNDINGS)}")
+    return rounding, zero
+
+
+def _pair(value: object) -> tuple[object, object]:
+    return (value[0], value[1]) if isinstance(value, list) and len(value) == 2 else (None, None)
 
 
 def _table(metadata: dict[str, str], key: str) -> dict[str, str]:

@@ -345,6 +345,37 @@ def _pad(n: GraphNode, args: list[Floats], memory: Memory, probe: Probe) -> Floa
     return np.pad(args[0], widths)
 
 
+def _half_even_or_up(x: Floats) -> Floats:
+    return np.asarray(np.where((x < 0) & (x - np.floor(x) == 0.5), np.ceil(x), np.rint(x)))
+
+
+ROUNDINGS: dict[str, Callable[[Floats], Floats]] = {
+    "half_even": np.rint,
+    "floor": np.floor,
+    "ceil": np.ceil,
+    "to_zero": np.trunc,
+    "half_even_or_up": _half_even_or_up,
+    "none": np.asarray,
+}
+"""What a quantizer's `rounding` means."""
+
+
+def rounded_to_codes(n: GraphNode, x: Floats) -> Floats:
+    """The codes, of which a `fake_quantize` has [lo, hi] and one is worth `scale`, of values x."""
+    u = x / n.number("scale")
+    if n.integer("mantissa") < 0:
+        u = ROUNDINGS[n.text("rounding")](u + n.integer("zero"))
+    elif n.text("rounding") != "none":
+        unit = np.exp2(np.maximum(np.frexp(u)[1] - 1 - n.integer("mantissa"), 0))
+        u = np.rint(u / unit) * unit
+    return np.asarray(np.clip(u, n.integer("lo"), n.integer("hi")))
+
+
+def _fake_quantize(n: GraphNode, args: list[Floats], memory: Memory, probe: Probe) -> Floats:
+    x, gain, shift = args
+    return (rounded_to_codes(n, x * gain + shift) - n.integer("zero")) * n.number("scale")
+
+
 def sigmoid(x: Floats) -> Floats:
     """1 / (1 + e^-x) without overflow."""
     e = np.exp(-np.abs(x))
@@ -383,6 +414,7 @@ EVALUATORS: dict[str, Evaluator] = {
     "rotate": lambda n, args, memory, probe: (
         args[0] * args[-2] + args[1] * args[-1] + (args[2] if len(args) > 4 else 0)
     ),
+    "fake_quantize": _fake_quantize,
     "clamp": lambda n, args, memory, probe: np.clip(args[0], n.number("lo"), n.number("hi")),
     "heaviside": _heaviside,
     "silu": _function(lambda x: x * sigmoid(x)),

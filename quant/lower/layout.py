@@ -121,7 +121,8 @@ def _join(low: Lowering, n: GraphNode, parts: list[Quantity], axis: int, name: s
     known = parts[0].known
     for p in parts[1:]:
         known = known.join(p.known)
-    return Quantity(value, low.dims[value], np.asarray(parts[0].unit), known)
+    trained = all(p.trained for p in parts)
+    return Quantity(value, low.dims[value], np.asarray(parts[0].unit), known, trained)
 
 
 def pad(low: Lowering, n: GraphNode) -> None:

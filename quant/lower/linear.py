@@ -35,23 +35,38 @@ def _products(
     """Sums of x * weight over the last `summed` axes of the weight; each of its other elements has its own scale.
 
     bias: of the shape of those other axes.  format: of the weights, if not the recipe's.  channels: that shape as a
-    value's dims see it, with 1 where it is constant.
+    value's dims see it, with 1 where it is constant.  Weights that are integers stay what they are.
     """
+    if weight.dtype.kind == "i":
+        codes, known = weight.astype(np.int64), Interval(int(weight.min()), int(weight.max()))
+        elem, steps = IntType(known.bits), np.ones(math.prod(weight.shape[: weight.ndim - summed]))
+        _sums(low, n, op, index, x, codes, elem, steps, bias, summed, channels, state, params)
+        return
     chosen = format or format_named(low.recipe.weights)
     rows, starts = weight.reshape(-1, math.prod(weight.shape[weight.ndim - summed :])), bias.ravel()
     if isinstance(chosen, Blocks) and op == "matmul" and summed == 1 and rows.shape[1] > chosen.size:
         _blocked_products(low, n, index, x, weight, bias, chosen, channels)
         return
     q = quantized_rows(rows, chosen, _least_steps(starts, x, chosen))
-    kernel = low.constant(f"{n.output}.weight", q.codes.reshape(weight.shape), _elem(chosen))
-    first, start = _bias_constant(low, n, bias, x.unit * q.steps)
-    sums = np.abs(q.codes).sum((1, 2)) * x.magnitude
+    codes = q.codes.reshape(weight.shape)
+    _sums(low, n, op, index, x, codes, _elem(chosen), q.steps, bias, summed, channels, state, params)
+
+
+def _sums(
+    low: Lowering, n: GraphNode, op: str, index: str, x: Quantity, codes: Array, elem: IntType, steps: Floats,
+    bias: Floats, summed: int, channels: tuple[int, ...], state: str | None, params: dict[str, int] | None,
+) -> None:  # fmt: skip
+    """`_products` with integer weights, of which one is worth steps[row]."""
+    kernel, units = low.constant(f"{n.output}.weight", codes, elem), x.unit * steps
+    first, start = _bias_constant(low, n, bias, units)
+    sums = np.abs(codes).sum(tuple(range(codes.ndim - summed, codes.ndim))).ravel() * x.magnitude
     reach, most = int((sums + start).max()), int(sums.max() + start.max())
     params = {**(params or {}), "acc": accumulator_bits(most)}
     acc = low.node(
         op, index, (x, kernel, first), f"{n.output}.acc", n.loc, params, state=state, sizes=_new_axes(low, n, index)
     )
-    _settle(low, n, acc, (x.unit * q.steps).reshape(channels or bias.shape), reach)
+    low.remainders[n.output] = (bias.ravel() - np.rint(bias.ravel() / units) * units).reshape(channels or bias.shape)
+    _settle(low, n, acc, units.reshape(channels or bias.shape), reach)
 
 
 def _least_steps(starts: Floats, x: Quantity, format: Format | Blocks) -> Floats:
@@ -107,14 +122,19 @@ def _blocked_products(
 
 def _settle(low: Lowering, n: GraphNode, acc: str, scale: Floats, reach: int) -> None:
     """The accumulator of `n`; of one that is very wide, the high 32 bits, for a multiplier must fit beside it in 64."""
-    bits = Interval(-reach, reach).bits
-    if bits > WIDE_SUM:
-        axes, shift = letters(len(low.dims[acc])), bits - 32
-        reach = (reach >> shift) + 1
-        params = {"m": 1, "s": shift, "lo": -reach, "hi": reach}
-        acc = low.node("requantize", f"t{axes}->t{axes}", (acc,), f"{n.output}.high", n.loc, params)
-        scale = scale * 2.0**shift
+    readers = [r.op for r in low.graph.nodes if n.output in r.inputs]
+    low.sums[n.output] = Quantity(acc, low.graph.dims[n.output], np.asarray(scale), Interval(-reach, reach))
+    if Interval(-reach, reach).bits > WIDE_SUM and (set(readers) != {"fake_quantize"} or n.output == low.graph.output):
+        acc, scale, reach = high_bits(low, acc, f"{n.output}.high", n.loc, scale, reach)
     low.accumulator(n, acc, scale, Interval(-reach, reach))
+
+
+def high_bits(low: Lowering, acc: str, name: str, loc: str, scale: Floats, reach: int) -> tuple[str, Floats, int]:
+    """The high 32 bits of a value up to `reach`: its name, scale and reach."""
+    axes, shift = letters(len(low.dims[acc])), Interval(-reach, reach).bits - 32
+    reach = (reach >> shift) + 1
+    params = {"m": 1, "s": shift, "lo": -reach, "hi": reach}
+    return low.node("requantize", f"t{axes}->t{axes}", (acc,), name, loc, params), scale * 2.0**shift, reach
 
 
 def _new_axes(low: Lowering, n: GraphNode, index: str) -> dict[str, int]:

@@ -1,0 +1,228 @@
+"""The Program's integers against those that Brevitas makes, at every quantizer of a Brevitas model.
+
+Every quantizer of the Program gets what Brevitas had before it, so that each comparison is of one layer.  Brevitas
+computes in float32: where its rounding errors reach the border between two integers it may choose the other one, and
+each such difference is checked to be one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from isobit.quant.calibrate.evaluate import EVALUATORS, Memory, evaluate, rounded_to_codes
+from isobit.quant.capture.graph import Floats, Graph, GraphNode
+from isobit.quant.check import check
+from isobit.quant.errors import InputError
+from isobit.quant.interpret import interpret, run_node
+from isobit.quant.lower.edges import quantize_for
+from isobit.quant.lower.quantity import OUTPUT
+from isobit.quant.program import Array, Arrays, Program
+
+if TYPE_CHECKING:
+    from torch import nn
+
+CHUNK = 1 << 14
+"""Time steps, over all sequences, that are compared at once."""
+
+FLOAT32 = 2.0**-24
+"""The relative error of one operation in float32."""
+
+OPERATIONS = 8
+"""Of a quantizer, besides the terms of a sum: products with scales, a bias, a quotient, a zero point."""
+
+SUMS = ("linear", "grouped_linear", "conv2d", "positions_conv1d", "causal_conv1d", "causal_fir")
+MOVES = ("reshape", "permute", "slice", "pad", "shift", "history", "previous")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One quantizer: how many integers were compared, how many differ, by how much at most.
+
+    exact: all that it reads is as in Brevitas, so that integers differ only where float32 is not enough; else a value
+    before it was rounded as the recipe says, which Brevitas keeps in float.
+    """
+
+    quantizer: str
+    layer: str
+    values: int
+    differ: int
+    largest: int
+    exact: bool
+
+
+def summary(rows: tuple[Compared, ...]) -> dict[str, str]:
+    """Lines for people."""
+    exact, rounded = ([r for r in rows if r.exact is kind] for kind in (True, False))
+    lines = {"brevitas": f"{_sum(exact)} at {len(exact)} quantizers"} if exact else {}
+    if rounded:
+        lines["brevitas, after values of the recipe"] = f"{_sum(rounded)} at {len(rounded)} quantizers"
+    return lines
+
+
+def _sum(rows: list[Compared]) -> str:
+    return f"{sum(r.differ for r in rows)} of {sum(r.values for r in rows)} integers differ"
+
+
+def compare(program: Program, graph: Graph, module: nn.Module, x: Floats, integers: bool) -> tuple[Compared, ...]:
+    """A row for every quantizer of an activation, in the order of the graph; x: (B, T, *dims), in the model's units.
+
+    integers: whether the Program's input is declared as integers, of which x are multiples.
+    Raises InputError, naming the layer, where integers differ and float32 does not explain it.
+    """
+    nodes = [n for n in graph.nodes if n.op == "fake_quantize"]
+    if not nodes:
+        return ()
+    exact = _exact(graph, integers or program.inputs[0].is_trained)
+    size = max(1, CHUNK // x.shape[1])
+    parts = [_compared(program, graph, module, x[i : i + size], nodes, exact) for i in range(0, len(x), size)]
+    return tuple(
+        replace(rows[0], values=sum(r.values for r in rows), differ=sum(r.differ for r in rows),
+                largest=max(r.largest for r in rows))
+        for rows in zip(*parts, strict=True)
+    )  # fmt: skip
+
+
+def _exact(graph: Graph, input_is: bool) -> set[str]:
+    """Quantizers that read integers of quantizers, moved or in sums with integer weights."""
+    held, sums, exact = {graph.input} if input_is else set[str](), set[str](), set[str]()
+    for n in graph.nodes:
+        if n.op == "fake_quantize":
+            if n.inputs[0] in held | sums:
+                exact.add(n.output)
+            held.add(n.output)
+        elif n.op in MOVES and n.inputs[0] in held:
+            held.add(n.output)
+        elif n.op in SUMS and n.inputs[0] in held and graph.parameters[n.inputs[1]].dtype.kind == "i":
+            sums.add(n.output)
+    return exact
+
+
+def _compared(
+    program: Program, graph: Graph, module: nn.Module, x: Floats, nodes: list[GraphNode], exact: set[str]
+) -> list[Compared]:
+    expected = dict(_of_brevitas(graph, module, x, nodes))
+    checked, entry = check(program), program.inputs[0]
+    places = {n.output: OUTPUT if n.output == graph.output else n.output for n in nodes}
+    made = {n.output: n for n in program.nodes}
+    inputs = {entry.name: quantize_for(entry, x).reshape(*x.shape[:2], *entry.type.dims)}
+    rows, forced = [], Arrays()
+    for n in nodes:
+        place, codes = places[n.output], expected[n.output]
+        whole = codes is not None and codes.shape[1] == x.shape[1]
+        if codes is not None and whole and place in made and not set(made[place].inputs) & set(program.state):
+            forced[place] = codes.reshape(*x.shape[:2], *checked.types[place].dims)
+    reads_input = [n for n in nodes if places[n.output] not in made]
+    given = dict(inputs)
+    for n in reads_input:
+        codes = expected[n.output]
+        assert codes is not None
+        given[entry.name] = codes.reshape(inputs[entry.name].shape)
+    taps = Arrays()
+    interpret(program, given, taps=taps, forced=forced)
+    values = given | taps
+    for n in nodes:
+        place, codes = places[n.output], expected[n.output]
+        if codes is None:
+            rows.append(Compared(n.text("quantizer"), n.loc, 0, 0, 0, n.output in exact))
+            continue
+        got = inputs[entry.name] if place not in made else run_node(checked, made[place], values)
+        got = taps[place] if got is None else got
+        got = got.reshape(*x.shape[:2], -1)[:, -codes.shape[1] :]
+        codes = codes.reshape(got.shape)
+        difference = np.abs(got - codes)
+        differ = int((difference > 0).sum())
+        if differ and n.output in exact and place in made:
+            _explain(program, graph, n, made[place].output, values, x, got, codes)
+        largest = int(difference.max(initial=0))
+        rows.append(Compared(n.text("quantizer"), n.loc, got.size, differ, largest, n.output in exact))
+    return rows
+
+
+def _of_brevitas(
+    graph: Graph, module: nn.Module, x: Floats, nodes: list[GraphNode]
+) -> Iterator[tuple[str, Array | None]]:
+    """By value of the graph, Brevitas' codes without their zero point, (B, T or 1, n); None where there are none."""
+    import torch
+
+    from isobit.quant.capture.brevitas import recorded
+
+    dtype = next((p.dtype for p in module.parameters()), torch.float32)
+    given = torch.from_numpy(x if graph.timed else x[:, 0])
+    with recorded(module) as made, torch.no_grad():
+        module.eval()(given.long() if graph.vocabulary else given.to(dtype))
+    for n in nodes:
+        same = [m.output for m in nodes if m.text("quantizer") == n.text("quantizer")]
+        calls: list[Any] = made.get(n.text("quantizer"), [])[same.index(n.output) :: len(same)]
+        arrays = [c.value.double().numpy() for c in calls]
+        size, time = int(np.prod(graph.dims[n.output])), n.integer("time")
+        if len(arrays) == 1 and arrays[0].size == len(x) * x.shape[1] * size and time >= 0:
+            real = np.moveaxis(arrays[0], time, 1)
+        elif len(arrays) == 1 and arrays[0].size == len(x) * size:
+            real = arrays[0][:, None]
+        elif len(arrays) == x.shape[1] and all(a.size == len(x) * size for a in arrays):
+            real = np.stack(arrays, 1)
+        else:
+            yield n.output, None
+            continue
+        nearest = replace(n, attrs=tuple((k, "half_even" if k == "rounding" else v) for k, v in n.attrs))
+        codes = rounded_to_codes(nearest, real).astype(np.int64) - n.integer("zero")
+        yield n.output, codes.reshape(len(x), real.shape[1], -1)
+
+
+def _explain(
+    program: Program, graph: Graph, n: GraphNode, place: str, values: Arrays, x: Floats, got: Array, expected: Array
+) -> None:
+    """Raises InputError unless every difference lies at a border between two integers, as near as float32 errs."""
+    node = next(m for m in program.nodes if m.output == place)
+    operand = values[node.inputs[0]].astype(np.float64)
+    per_channel = len(node.inputs) > 1
+    m, b = (
+        (program.constant[i].array.astype(np.float64) for i in node.inputs[1:])
+        if per_channel
+        else (np.float64(node.param["m"]), np.float64(node.param["b"]))
+    )
+    axes = [node.labels.inputs[0].index(k) + 1 for k in node.labels.inputs[1]] if per_channel else []
+    shape = [operand.shape[a] if a in axes else 1 for a in range(operand.ndim)] if per_channel else []
+    m, b = (np.reshape(v, shape) for v in (m, b))
+    unit = 2.0 ** -node.param["s"]
+    u = ((operand * m + b) * unit).reshape(*x.shape[:2], -1)[:, -got.shape[1] :]
+    error = (
+        _magnitude(graph, n, x)[:, -got.shape[1] :] * FLOAT32
+        + np.abs(operand).reshape(u.shape[0], -1, u.shape[2])[:, -got.shape[1] :] * unit
+    )
+    border = {
+        "floor": np.maximum(got, expected),
+        "ceil": np.minimum(got, expected),
+        "to_zero": np.where(np.abs(got) > np.abs(expected), got, expected),
+    }.get(n.text("rounding"), (got + expected) / 2)
+    wrong = np.argwhere((got != expected) & (np.abs(u - border) > error))
+    if len(wrong):
+        first = tuple(wrong[0])
+        raise InputError(
+            f"{n.loc}: {len(wrong)} of {got.size} integers differ from Brevitas' and are not at a border between two; "
+            f"the first at {tuple(map(int, first))}: {expected[first]} in Brevitas, {got[first]} here, of "
+            f"{u[first]:.9g} steps. Please report it with the layer's quantizers"
+        )
+
+
+def _magnitude(graph: Graph, n: GraphNode, x: Floats) -> Floats:
+    """How many errors of float32, in steps of the quantizer, a value before it may have: the sum of its terms'
+    magnitudes times their number; (B, T, n)."""
+    real, unit = evaluate(graph, x), n.number("scale")
+    source = next((m for m in graph.nodes if m.output == n.inputs[0]), None)
+    size, terms = real[n.inputs[0]], 1
+    if source is not None and source.op in SUMS:
+        weight, *bias = (np.abs(graph.parameters[i]) for i in source.inputs[1:])
+        terms += weight.size // weight.shape[0]
+        size = EVALUATORS[source.op](source, [np.abs(real[source.inputs[0]]), weight, *bias], Memory(), _ignore)
+    gain, shift = (np.abs(graph.parameters[i]) for i in n.inputs[1:])
+    steps = (np.abs(size) * gain + shift) / unit + abs(n.integer("zero")) + 1
+    return np.asarray(steps * (terms + OPERATIONS)).reshape(*x.shape[:2], -1)
+
+
+def _ignore(name: str, array: Floats) -> None:
+    pass
