@@ -96,9 +96,16 @@ def _exact(graph: Graph, input_is: bool) -> set[str]:
             held.add(n.output)
         elif n.op in MOVES and n.inputs[0] in held:
             held.add(n.output)
-        elif n.op in SUMS and n.inputs[0] in held and graph.parameters[n.inputs[1]].dtype.kind == "i":
+        elif n.op in SUMS:
+            if n.inputs[0] in held and graph.parameters[n.inputs[1]].dtype.kind == "i":
+                sums.add(n.output)
+        elif n.op in ("add", "sub") and held.issuperset(n.inputs) and _only_quantized(graph, n.output):
             sums.add(n.output)
     return exact
+
+
+def _only_quantized(graph: Graph, v: str) -> bool:
+    return {n.op for n in graph.nodes if v in n.inputs} == {"fake_quantize"} and v != graph.output
 
 
 def _compared(
@@ -219,6 +226,8 @@ def _magnitude(graph: Graph, n: GraphNode, x: Floats) -> Floats:
         weight, *bias = (np.abs(graph.parameters[i]) for i in source.inputs[1:])
         terms += weight.size // weight.shape[0]
         size = EVALUATORS[source.op](source, [np.abs(real[source.inputs[0]]), weight, *bias], Memory(), _ignore)
+    elif source is not None and source.op in ("add", "sub"):
+        size = np.abs(real[source.inputs[0]]) + np.abs(real[source.inputs[1]])
     gain, shift = (np.abs(graph.parameters[i]) for i in n.inputs[1:])
     steps = (np.abs(size) * gain + shift) / unit + abs(n.integer("zero")) + 1
     return np.asarray(steps * (terms + OPERATIONS)).reshape(*x.shape[:2], -1)

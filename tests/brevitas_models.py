@@ -24,7 +24,9 @@ def fixed(scaling: float, **settings: Any) -> dict[str, Any]:
 
 
 def identity(scaling: float, **settings: Any) -> nn.Module:
-    made: nn.Module = qnn.QuantIdentity(Int8ActPerTensorFloat, return_quant_tensor=True, **fixed(scaling, **settings))
+    made: nn.Module = qnn.QuantIdentity(
+        Int8ActPerTensorFloat, **{"return_quant_tensor": True, **fixed(scaling, **settings)}
+    )
     return made
 
 
@@ -47,16 +49,23 @@ class Mlp(nn.Module):
 class PowersOfTwo(nn.Module):
     """Every scale is a power of two: float32 is exact, ties are frequent."""
 
-    def __init__(self, rounding: str = "round", bias: bool = True, **settings: Any) -> None:
+    def __init__(self, rounding: str = "round", unit: float = 2.0**-4, top: int = 16, **settings: Any) -> None:
+        """The second quantizer has 5 bits and the scale `unit`, where `top` is what Brevitas divides by."""
         super().__init__()
         own = {"float_to_int_impl_type": rounding}
         self.q = identity(4.0, **own)
         self.fc1 = qnn.QuantLinear(
-            6, 8, bias=bias, weight_quant=Int8WeightPerTensorFixedPoint, bias_quant=Int32Bias, return_quant_tensor=True
+            6,
+            8,
+            bias=True,
+            weight_quant=Int8WeightPerTensorFixedPoint,
+            weight_bit_width=4,
+            bias_quant=Int32Bias,
+            return_quant_tensor=True,
         )
-        self.act = identity(8.0, **{**own, "bit_width": 5, **settings})
+        self.act = identity(unit * top, **{**own, "bit_width": 5, **settings})
         self.fc2 = qnn.QuantLinear(8, 7, bias=False, weight_quant=Int8WeightPerTensorFixedPoint, weight_bit_width=4)
-        self.out = identity(16.0, **{**own, "bit_width": 4, **settings})
+        self.out = identity(8.0, **{**own, "bit_width": 4})
         self.out.return_quant_tensor = False  # type: ignore[assignment]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -113,7 +122,26 @@ def trained(model: nn.Module, x: Tensor, steps: int = 3) -> nn.Module:
     for _ in range(steps):
         optimizer.zero_grad()
         made = model(x)
+        made = made.value if hasattr(made, "value") else made
         loss = ((made - torch.roll(made.detach(), 1, -1)) ** 2).mean()
         loss.backward()
         optimizer.step()
     return model.eval()
+
+
+class Residual(nn.Module):
+    """Sums of quantized values, of one scale and of two; asymmetric activations; images (B, 4, 6, 6)."""
+
+    def __init__(self, quantizer: Any = Int8ActPerTensorFloat) -> None:
+        super().__init__()
+        self.q = qnn.QuantIdentity(quantizer, return_quant_tensor=True)
+        self.conv1 = qnn.QuantConv2d(4, 4, 3, padding=1, bias=True, output_quant=quantizer)
+        self.add1 = qnn.QuantEltwiseAdd(quantizer, quantizer)
+        self.conv2 = qnn.QuantConv2d(4, 4, 1, bias=True, output_quant=quantizer)
+        self.out = qnn.QuantReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.q(x)
+        y = self.add1(x, self.conv1(x))
+        z: Tensor = self.out(self.conv2(y) + y)
+        return z

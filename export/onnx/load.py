@@ -18,9 +18,9 @@ from isobit.export.onnx.body import CONTAINER_TYPES
 from isobit.export.onnx.emit import FORMAT_VERSION, PRODUCER, emit, serialized, to_bytes
 from isobit.export.onnx.functions import DOMAIN, NODE_ATTRIBUTES
 from isobit.export.onnx.region import calls, outer_name
-from isobit.quant.calibrate.evaluate import ROUNDINGS as TRAINED_ROUNDINGS
 from isobit.quant.certificates.certificate import from_data
 from isobit.quant.errors import InputError, IsobitError
+from isobit.quant.lower.edges import trained_rounding
 from isobit.quant.program import Constant, Input, IntType, Node, Program, State, TensorType, int_type
 from isobit.targets.files import write_file
 
@@ -178,8 +178,14 @@ def _trained(metadata: dict[str, str], name: str) -> tuple[str, int] | tuple[()]
     if "isobit.roundings" not in metadata or name not in (found := _table(metadata, "isobit.roundings")):
         return ()
     rounding, zero = _pair(found[name])
-    if rounding not in TRAINED_ROUNDINGS or not isinstance(zero, int):
-        raise _Malformed(f"input {name} is rounded by '{rounding}', expected one of {', '.join(TRAINED_ROUNDINGS)}")
+    if not isinstance(rounding, str) or not isinstance(zero, int):
+        raise _Malformed(
+            f"input {name} is rounded by {rounding} with zero point {zero}, expected a name and an integer"
+        )
+    try:
+        trained_rounding(rounding)
+    except InputError as e:
+        raise _Malformed(str(e)) from e
     return rounding, zero
 
 

@@ -360,14 +360,19 @@ ROUNDINGS: dict[str, Callable[[Floats], Floats]] = {
 """What a quantizer's `rounding` means."""
 
 
+def to_minifloat(u: Floats, mantissa: int) -> Floats:
+    """The nearest numbers of `mantissa` bits, in units of the smallest one, ties to the even one."""
+    unit = np.exp2(np.maximum(np.frexp(u)[1] - 1 - mantissa, 0))
+    return np.asarray(np.rint(u / unit) * unit)
+
+
 def rounded_to_codes(n: GraphNode, x: Floats) -> Floats:
     """The codes, of which a `fake_quantize` has [lo, hi] and one is worth `scale`, of values x."""
     u = x / n.number("scale")
     if n.integer("mantissa") < 0:
         u = ROUNDINGS[n.text("rounding")](u + n.integer("zero"))
     elif n.text("rounding") != "none":
-        unit = np.exp2(np.maximum(np.frexp(u)[1] - 1 - n.integer("mantissa"), 0))
-        u = np.rint(u / unit) * unit
+        u = to_minifloat(u, n.integer("mantissa"))
     return np.asarray(np.clip(u, n.integer("lo"), n.integer("hi")))
 
 

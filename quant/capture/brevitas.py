@@ -164,6 +164,7 @@ def without_quantizers(module: nn.Module, sample: Tensor) -> nn.Module:
     for name, m in module.named_modules():
         if (remedy := REFUSED.get(type(m).__name__)) and type(m).__module__.startswith("brevitas."):
             raise InputError(f"{name}: {type(m).__name__} of Brevitas is not supported: {remedy}")
+    _check_scales(module)
     (found, biases), (again, _) = (
         _observed(module, sample),
         _observed(module, sample / 2 + 1 if sample.is_floating_point() else sample),
@@ -184,6 +185,19 @@ def without_quantizers(module: nn.Module, sample: Tensor) -> nn.Module:
         if hasattr(layer, "weight_quant"):
             _exact_layer(module.get_submodule(name), layer, name, biases.get(name))
     return plain
+
+
+def _check_scales(module: nn.Module) -> None:
+    """Brevitas leaves a scale out of a module's state until it was trained, calibrated or loaded."""
+    state = module.state_dict()
+    for path, m in module.named_modules():
+        if not _is_activation(m) or not m.is_quant_enabled:
+            continue
+        if unset := [k for k, _ in m.named_parameters() if f"{path}.{k}" not in state]:
+            raise InputError(
+                f"{path} ({type(m).__name__}): {unset[0]} has no value yet, expected a trained one: train or calibrate "
+                "the model in Brevitas, and load the state that it then has"
+            )
 
 
 def _put(root: nn.Module, path: str, new: nn.Module) -> None:

@@ -143,7 +143,7 @@ def _into_quantizer(p: _Pass, n: GraphNode) -> GraphNode | None:
 
 def _absorbed(p: _Pass, n: GraphNode, source: GraphNode) -> GraphNode | None:
     x, gain, shift = source.inputs[0], p.graph.parameters[n.inputs[1]], p.graph.parameters[n.inputs[2]]
-    if source.op == "clamp" and n.integer("mantissa") < 0 and np.all(gain == 1) and np.all(shift == 0):
+    if source.op == "clamp" and np.all(gain == 1) and np.all(shift == 0):
         lo, hi = (float(rounded_to_codes(n, np.asarray(source.number(k)))) for k in ("lo", "hi"))
         if lo > hi:
             return None

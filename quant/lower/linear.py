@@ -122,9 +122,8 @@ def _blocked_products(
 
 def _settle(low: Lowering, n: GraphNode, acc: str, scale: Floats, reach: int) -> None:
     """The accumulator of `n`; of one that is very wide, the high 32 bits, for a multiplier must fit beside it in 64."""
-    readers = [r.op for r in low.graph.nodes if n.output in r.inputs]
     low.sums[n.output] = Quantity(acc, low.graph.dims[n.output], np.asarray(scale), Interval(-reach, reach))
-    if Interval(-reach, reach).bits > WIDE_SUM and (set(readers) != {"fake_quantize"} or n.output == low.graph.output):
+    if Interval(-reach, reach).bits > WIDE_SUM and not low.only_quantized(n.output):
         acc, scale, reach = high_bits(low, acc, f"{n.output}.high", n.loc, scale, reach)
     low.accumulator(n, acc, scale, Interval(-reach, reach))
 

@@ -12,6 +12,7 @@ from isobit.quant.errors import InputError
 from isobit.quant.expr.interval import Interval
 from isobit.quant.lower.dyadic import dyadic, dyadics
 from isobit.quant.lower.quantity import Lowering, Operand, Quantity, largest, letters, limits, reduced
+from isobit.quant.lower.quantizers import exact_sum
 from isobit.quant.ops.exp2 import FRAC
 from isobit.quant.ops.rmsnorm import rsqrt as integer_rsqrt
 from isobit.quant.program import IntType
@@ -175,6 +176,8 @@ def _sum(sign: float) -> Emit:
     def rule(low: Lowering, n: GraphNode) -> None:
         """One rounding for the sum of two scales; at most one operand keeps a scale per channel."""
         a, b = (low.direct(i) for i in n.inputs)
+        if a.trained and b.trained and low.only_quantized(n.output) and exact_sum(low, n, a, b, sign):
+            return
         if a.scale.ndim and b.scale.ndim:
             b = low.need(n.inputs[1], low.recipe.wide_bits)
         factors = [1.0, sign]

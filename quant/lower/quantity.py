@@ -16,7 +16,7 @@ from isobit.quant.errors import CheckError, InputError
 from isobit.quant.expr.interval import Interval
 from isobit.quant.formats.format import Format
 from isobit.quant.lower.dyadic import MAX_SHIFT, dyadic, dyadics
-from isobit.quant.lower.edges import InputSpec
+from isobit.quant.lower.edges import MINIFLOAT, InputSpec
 from isobit.quant.program import Constant, Input, IntType, Node, Program, State, TensorType, constant
 from isobit.quant.recipe import Recipe
 
@@ -164,18 +164,22 @@ class Lowering:
             scale = symmetric_scale(self.calibration.ranges[name], elem.bits)
             if quantizer := self._only_quantizer(name):
                 elem, scale = smallest_type(trained_range(quantizer)), quantizer.number("scale")
-                trained = quantizer.text("rounding"), quantizer.integer("zero")
+                minifloat = f"{MINIFLOAT}{quantizer.integer('mantissa')}" if quantizer.integer("mantissa") >= 0 else ""
+                trained = minifloat or quantizer.text("rounding"), quantizer.integer("zero")
         self.quantities[name] = Quantity(name, dims, np.asarray(scale), elem.range)
         self.dims[name] = dims
         return Input(name, TensorType(("T", *(d for d in dims if d != 1)), elem, scale), *trained)
 
+    def only_quantized(self, v: str) -> bool:
+        """Whether only quantizers of the model read a value."""
+        readers = {n.op for n in self.graph.nodes if v in n.inputs}
+        return readers == {"fake_quantize"} and v != self.graph.output
+
     def _only_quantizer(self, v: str) -> GraphNode | None:
-        """The quantizer to integers that alone reads a value as it is; None where there is none."""
+        """The quantizer that alone reads a value as it is; None where there is none."""
         readers = [n for n in self.graph.nodes if v in n.inputs]
         alone = len(readers) == 1 and readers[0].op == "fake_quantize" and v != self.graph.output
-        if not alone or readers[0].integer("mantissa") >= 0:
-            return None
-        return readers[0] if as_it_is(self, readers[0]) else None
+        return readers[0] if alone and as_it_is(self, readers[0]) else None
 
     def program(self, name: str, entry: Input) -> Program:
         """The Program of the nodes so far; its output is the graph's, settled at its widest and called OUTPUT."""

@@ -15,6 +15,12 @@ from isobit.quant.lower.linear import WIDE_SUM, high_bits
 from isobit.quant.lower.quantity import OUTPUT, Lowering, Quantity, as_it_is, letters, trained_range
 from isobit.quant.program import Array, IntType
 
+MOST_APART = 2.0**20
+"""Of two scales whose values are added exactly."""
+
+BELOW = 2.0**-24
+"""Of the finer scale, the unit of a sum of two values whose scales are no multiples."""
+
 ROOM = 61
 """Bits that an offset may take, so that a product, an offset and a rounding constant are added in 64."""
 
@@ -56,13 +62,29 @@ def fake_quantize(low: Lowering, n: GraphNode) -> None:
         params |= {"m": int(m.item()), "b": int(b.item())}
         value = low.node(op, f"t{axes}->t{axes}", (x,), name, n.loc, params, unit)
     else:
-        operands = (
-            low.constant(f"{n.output}.multiplier", m, IntType(32)),
-            low.constant(f"{n.output}.offset", b, IntType(64)),
-        )
+        width = IntType(Interval(int(b.min()), int(b.max())).bits)
+        operands = low.constant(f"{n.output}.multiplier", m, IntType(32)), low.constant(f"{n.output}.offset", b, width)
         index = f"t{axes},{axes},{axes}->t{axes}"
         value = low.node(f"{op}_per_channel", index, (x, *operands), name, n.loc, params, unit)
     low.quantities[n.output] = Quantity(value, dims, np.asarray(unit), known, trained=True)
+
+
+def exact_sum(low: Lowering, n: GraphNode, a: Quantity, b: Quantity, sign: float) -> bool:
+    """a + sign * b for a quantizer, at the finer of two scales, or 2^-24 of it; False where these are too far apart."""
+    fine, coarse = sorted((a.unit, b.unit))
+    ratio = coarse / fine
+    if ratio > MOST_APART:
+        return False
+    unit = fine if ratio == round(ratio) else fine * BELOW
+    ma, mb = round(a.unit / unit), round(sign * b.unit / unit)
+    reach = abs(ma) * a.magnitude + abs(mb) * b.magnitude
+    params = {"ma": 2 * ma, "mb": 2 * mb, "s": 1, "lo": -reach, "hi": reach}
+    dims = low.graph.dims[n.output]
+    index = f"t{letters(len(a.dims))},t{letters(len(b.dims))}->t{letters(len(dims))}"
+    value = low.node("add", index, (a, b), f"{n.output}.acc", n.loc, params, unit)
+    low.accumulator(n, value, unit, Interval(-reach, reach))
+    low.sums[n.output] = low.quantities[n.output]
+    return True
 
 
 def _along(array: Floats, dims: Dims) -> Floats:
@@ -84,6 +106,8 @@ def _multipliers(ratio: Floats, offset: Floats, magnitude: int, n: GraphNode) ->
         m, s = dyadics(ratio.ravel(), 4 * magnitude, bits)
         if float(np.abs(offset).max()) * 2.0**s < 2.0**ROOM and beyond << s < 1 << ROOM:
             b = np.rint(np.ldexp(offset, s)).astype(np.int64)
+            while s > 1 and not (np.any(m & 1) or np.any(b & 1)):
+                m, b, s = m >> 1, b >> 1, s - 1
             return np.broadcast_to(m.reshape(ratio.shape), whole), np.broadcast_to(b, whole), s
     raise CheckError(
         f"its scale {n.number('scale'):g} is far below the values that it quantizes, up to "
