@@ -88,12 +88,11 @@ def compare(program: Program, graph: Graph, module: nn.Module, x: Floats, intege
 
 def _exact(graph: Graph, input_is: bool) -> set[str]:
     """Quantizers that read integers of quantizers, moved or in sums with integer weights."""
-    held, sums, exact = {graph.input} if input_is else set[str](), set[str](), set[str]()
+    held, sums, exact = {n.output for n in graph.nodes if n.op == "fake_quantize"}, set[str](), set[str]()
+    held |= {graph.input} if input_is else set()
     for n in graph.nodes:
-        if n.op == "fake_quantize":
-            if n.inputs[0] in held | sums:
-                exact.add(n.output)
-            held.add(n.output)
+        if n.op == "fake_quantize" and n.inputs[0] in held | sums:
+            exact.add(n.output)
         elif n.op in MOVES and n.inputs[0] in held:
             held.add(n.output)
         elif n.op in SUMS:

@@ -19,11 +19,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from isobit.quant.calibrate.evaluate import ROUNDINGS, to_minifloat
 from isobit.quant.errors import InputError
 from isobit.quant.formats.format import Format, minifloat
-
-ROUNDINGS = ("half_even", "floor", "ceil", "to_zero", "half_even_or_up")
-"""Names of the definitions in `isobit.quant.ops.requantize.ROUNDINGS`, in their order."""
 
 OF_BREVITAS = {
     "ROUND": "half_even", "FLOOR": "floor", "CEIL": "ceil", "ROUND_TO_ZERO": "to_zero", "DPU": "half_even_or_up",
@@ -46,6 +44,12 @@ REFUSED = {
 """Layers of Brevitas that are not taken, and what to do instead."""
 
 WEIGHT_BITS = 8
+
+SAME = 1e-4
+"""Of the largest output, a difference that rounding errors of floats explain."""
+
+RARE = 0.1
+"""The share of outputs that a number near a tie of some quantizer may change."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +105,12 @@ def _(codes: Tensor, scale: Tensor, like: Tensor) -> Tensor:
 
 
 class Quantize(nn.Module):
-    """In place of an activation's proxy: the activation that it has inside, then `fake_quantize`."""
+    """In place of an activation's proxy: the activation that it has inside, then `fake_quantize`.
 
-    is_quant_enabled = False
+    rounds: whether it quantizes, as Brevitas in float32; else it only limits, and can be exported.
+    """
+
+    is_quant_enabled = rounds = False
 
     def __init__(self, quantizer: Quantizer | None, activation: nn.Module | None) -> None:
         super().__init__()
@@ -114,31 +121,46 @@ class Quantize(nn.Module):
         q = self.quantizer
         if q is None:
             return x
+        if self.rounds:
+            return _rounded(q, x)
         y: Tensor = _fake_quantize(x, q.name, q.scale, q.zero, q.lo, q.hi, q.rounding, q.mantissa)
         return y
 
 
-class _Untouched(nn.Module):
-    """In place of the proxy of a weight or a bias, which its layer has exactly."""
-
-    is_quant_enabled = requires_quant_input = requires_input_scale = False
-
-    def forward(self, x: Tensor, *others: object) -> Tensor:
-        return x
+def _rounded(q: Quantizer, x: Tensor) -> Tensor:
+    scale = torch.tensor(q.scale, dtype=x.dtype)
+    u = (x / scale + q.zero).double().numpy()
+    codes = ROUNDINGS[q.rounding](u) if q.mantissa == INTEGERS else to_minifloat(u, q.mantissa)
+    return (torch.from_numpy(np.clip(codes, q.lo, q.hi) - q.zero)).to(x.dtype) * scale
 
 
-def _with_exact_products(layer: Any, codes: Tensor, scale: Tensor, bias: Tensor | None) -> None:
-    """The layer's product with integer codes times their scale."""
-    inner = layer.inner_forward_impl
-    for name, tensor in (("codes_", codes), ("scale_", scale), ("bias_", bias)):
-        layer.register_buffer(name, tensor)
+class _Weight(nn.Module):
+    """In place of a weight's proxy: its codes times their scale, whatever the parameter is."""
 
-    def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        start = None if layer.bias_ is None else _exact(layer.bias_, x)
-        y: Tensor = inner(x, _codes_times_scale(layer.codes_, layer.scale_, x), start)
-        return y
+    is_quant_enabled, requires_quant_input = True, False
 
-    layer.weight_quant, layer.bias_quant, layer.inner_forward_impl = _Untouched(), _Untouched(), product
+    def __init__(self, codes: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("codes", codes)
+        self.register_buffer("scale", scale)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        real: Tensor = _codes_times_scale(self.codes, self.scale, weight)
+        return real
+
+
+class _Bias(nn.Module):
+    """In place of a bias' proxy: the bias as it is added."""
+
+    is_quant_enabled = requires_input_scale = False
+
+    def __init__(self, bias: Tensor | None) -> None:
+        super().__init__()
+        self.register_buffer("bias", bias)
+
+    def forward(self, bias: Tensor, *others: object) -> Tensor:
+        real: Tensor = _exact(self.bias, bias)
+        return real
 
 
 def is_brevitas(module: nn.Module) -> bool:
@@ -184,7 +206,35 @@ def without_quantizers(module: nn.Module, sample: Tensor) -> nn.Module:
             layer.return_quant_tensor = False
         if hasattr(layer, "weight_quant"):
             _exact_layer(module.get_submodule(name), layer, name, biases.get(name))
+    _check_equal(module, plain, sample)
     return plain
+
+
+def _check_equal(module: nn.Module, plain: nn.Module, sample: Tensor) -> None:
+    """Raises InputError where the copy, with its quantizers, is not the module: both compute in the same float type."""
+    quantizers = [m for m in plain.modules() if isinstance(m, Quantize)]
+    try:
+        for m in quantizers:
+            m.rounds = True
+        with torch.no_grad():
+            expected, made = module(sample), plain(sample)
+    except Exception as e:
+        raise InputError(
+            f"the model fails where its layers give tensors instead of QuantTensors: {type(e).__name__}: {e}; where it "
+            "reads .value or .scale of one, let its layer return_quant_tensor=False"
+        ) from e
+    finally:
+        for m in quantizers:
+            m.rounds = False
+    expected = expected.value if hasattr(expected, "scale") else expected
+    if not isinstance(made, Tensor) or not isinstance(expected, Tensor) or made.shape != expected.shape:
+        raise InputError(f"the model returns a {type(expected).__name__}, expected one tensor, (B, T, channels)")
+    off = (made - expected).abs() > SAME * expected.abs().max().clamp_min(1e-30)
+    if off.double().mean() > RARE:
+        raise InputError(
+            f"without Brevitas the model gives other outputs on the first sample, {int(off.sum())} of {off.numel()}: "
+            "does it change, or ask, what its quantizers or QuantTensors are? Use them through their layers only"
+        )
 
 
 def _check_scales(module: nn.Module) -> None:
@@ -339,16 +389,13 @@ def _format(where: str, made: Any, clamp: Any) -> Format:
 def _exact_layer(original: Any, layer: Any, name: str, bias: Tensor | None) -> None:
     """The layer's weight as codes and scales, and its bias, in place of their proxies."""
     kind = type(layer).__name__
+    layer.bias_quant = _Bias(bias)
     if not original.weight_quant.is_quant_enabled:
-        layer.bias_quant = _Untouched()
-        if bias is not None:
-            layer.bias = nn.Parameter(bias.to(layer.bias.dtype))
         return
     if not any(c.__name__ in LAYERS for c in type(layer).__mro__):
         raise InputError(f"{name}: {kind} with a quantized weight is not supported, expected {', '.join(LAYERS)}")
     with torch.no_grad():
-        codes, scale = _weight(f"{name} ({kind})", original)
-    _with_exact_products(layer, codes, scale, bias)
+        layer.weight_quant = _Weight(*_weight(f"{name} ({kind})", original))
 
 
 def _weight(where: str, layer: Any) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -78,8 +77,6 @@ def export_module(module: nn.Module, shape: tuple[int, ...], ids: bool) -> Trace
         except CannotRoll as e:
             raise InputError(f"{type(module).__name__} loops over time, and {e}: {ROLL}") from e
     reason = next((line for line in str(failure).splitlines() if line.strip()), type(failure).__name__)
-    if read := re.search(r"'FakeTensor' object has no attribute '(\w+)'", reason):
-        reason += f"; where it reads .{read[1]} of a QuantTensor of Brevitas, let the layer return_quant_tensor=False"
     taken = ["B", "T", *map(str, shape[2:])] if timed else ["B", *map(str, shape[1:])]
     raise InputError(
         f"torch.export cannot trace {type(module).__name__} on an input ({', '.join(taken)}): {reason}\n"

@@ -39,7 +39,7 @@ def _products(
     """
     if weight.dtype.kind == "i":
         codes, known = weight.astype(np.int64), Interval(int(weight.min()), int(weight.max()))
-        elem, steps = IntType(known.bits), np.ones(math.prod(weight.shape[: weight.ndim - summed]))
+        elem, steps = IntType(known.bits), np.ones(())
         _sums(low, n, op, index, x, codes, elem, steps, bias, summed, channels, state, params)
         return
     chosen = format or format_named(low.recipe.weights)
@@ -56,8 +56,8 @@ def _sums(
     low: Lowering, n: GraphNode, op: str, index: str, x: Quantity, codes: Array, elem: IntType, steps: Floats,
     bias: Floats, summed: int, channels: tuple[int, ...], state: str | None, params: dict[str, int] | None,
 ) -> None:  # fmt: skip
-    """`_products` with integer weights, of which one is worth steps[row]."""
-    kernel, units = low.constant(f"{n.output}.weight", codes, elem), x.unit * steps
+    """`_products` with integer weights, of which one is worth steps[row], or for all rows `steps`."""
+    kernel, units = low.constant(f"{n.output}.weight", codes, elem), x.unit * np.asarray(steps)
     first, start = _bias_constant(low, n, bias, units)
     sums = np.abs(codes).sum(tuple(range(codes.ndim - summed, codes.ndim))).ravel() * x.magnitude
     reach, most = int((sums + start).max()), int(sums.max() + start.max())
@@ -66,7 +66,7 @@ def _sums(
         op, index, (x, kernel, first), f"{n.output}.acc", n.loc, params, state=state, sizes=_new_axes(low, n, index)
     )
     low.remainders[n.output] = (bias.ravel() - np.rint(bias.ravel() / units) * units).reshape(channels or bias.shape)
-    _settle(low, n, acc, units.reshape(channels or bias.shape), reach)
+    _settle(low, n, acc, units.reshape(channels or bias.shape) if units.ndim else units, reach)
 
 
 def _least_steps(starts: Floats, x: Quantity, format: Format | Blocks) -> Floats:

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from isobit.quant.capture.brevitas import ROUNDINGS
 from isobit.quant.capture.graph import Dims, Floats, GraphNode
 from isobit.quant.errors import CheckError
 from isobit.quant.expr.interval import Interval
 from isobit.quant.lower.dyadic import MULTIPLIER_BITS, dyadics
 from isobit.quant.lower.linear import WIDE_SUM, high_bits
 from isobit.quant.lower.quantity import OUTPUT, Lowering, Quantity, as_it_is, letters, trained_range
+from isobit.quant.ops.requantize import ROUNDINGS
 from isobit.quant.program import Array, IntType
 
 MOST_APART = 2.0**20
@@ -52,7 +52,7 @@ def fake_quantize(low: Lowering, n: GraphNode) -> None:
     if minifloat:
         op, params = "quantize_minifloat", params | {"mantissa": n.integer("mantissa"), "most": n.integer("hi")}
     else:
-        rounding = ROUNDINGS.index(n.text("rounding"))
+        rounding = [f.__name__ for f in ROUNDINGS].index(n.text("rounding"))
         op, params = "quantize", params | {"zero": n.integer("zero"), "hi": n.integer("hi"), "rounding": rounding}
     if np.all(m == m.flat[0]) and np.all(b == b.flat[0]):
         m, b = m.flat[:1], b.flat[:1]
