@@ -21,7 +21,7 @@ from isobit.quant.lower.lower import lower
 from isobit.quant.lower.quantity import OUTPUT
 from isobit.quant.program import Array, Arrays, Program
 from isobit.quant.recipe import Recipe, recipe_named
-from isobit.quant.trained import Compared, compare, summary
+from isobit.quant.trained import Compared, compare, compare_weights, summary
 
 if TYPE_CHECKING:
     from torch import nn
@@ -97,9 +97,9 @@ def quantize(
     steps = x.shape[1] if t_max is None else t_max
     program = lower(graph, ranges, bits, name, spec, steps)
     report("compare with the model's quantizers")
-    trained = compare(program, graph, module, x, spec.elem is not None)
+    trained, weights = compare(program, graph, module, x, spec.elem is not None), compare_weights(program, graph, plain)
     info: dict[str, str | int | float] = {
-        "recipe": bits.name, "samples": len(x), "t_max": steps, "capture_error": error, **summary(trained),
+        "recipe": bits.name, "samples": len(x), "t_max": steps, "capture_error": error, **summary(trained, weights),
     }  # fmt: skip
     return Quantized(program, graph, ranges, info, trained)
 

@@ -53,18 +53,56 @@ class Compared:
     largest: int
     exact: bool
 
+    @property
+    def why(self) -> str:
+        """The reason of differences, or of none having been looked for."""
+        if not self.values:
+            return "it cannot be compared: Brevitas calls it another number of times"
+        return "float32 errs at borders" if self.exact else "a value before it was rounded as the recipe says"
 
-def summary(rows: tuple[Compared, ...]) -> dict[str, str]:
-    """Lines for people."""
+
+def summary(rows: tuple[Compared, ...], weights: int) -> dict[str, str]:
+    """Lines for people; weights: how many were compared, and are equal."""
+    if not rows and not weights:
+        return {}
     exact, rounded = ([r for r in rows if r.exact is kind] for kind in (True, False))
-    lines = {"brevitas": f"{_sum(exact)} at {len(exact)} quantizers"} if exact else {}
+    lines = {"brevitas, weights": f"0 of {weights} integers differ"} if weights else {}
+    if exact:
+        lines["brevitas, activations"] = _sum(exact)
     if rounded:
-        lines["brevitas, after values of the recipe"] = f"{_sum(rounded)} at {len(rounded)} quantizers"
+        lines["brevitas, after values of the recipe"] = _sum(rounded)
     return lines
 
 
 def _sum(rows: list[Compared]) -> str:
-    return f"{sum(r.differ for r in rows)} of {sum(r.values for r in rows)} integers differ"
+    differ, values, places = sum(r.differ for r in rows), sum(r.values for r in rows), len(rows)
+    return f"{differ} of {values} integers differ, {places} quantizer{'s' * (places > 1)}"
+
+
+def compare_weights(program: Program, graph: Graph, module: nn.Module) -> int:
+    """How many weights of Brevitas layers are in the Program; InputError, naming the layer, where one differs."""
+    from isobit.quant.capture.brevitas import weights
+
+    compared = 0
+    for path, codes in weights(module).items():
+        for n in graph.nodes:
+            of_it = n.op in SUMS and (n.loc == path or n.inputs[1].startswith(f"{path}.weight_quant.codes"))
+            if not of_it or graph.parameters[n.inputs[1]].dtype.kind != "i":
+                continue
+            made = program.constant[f"{n.output}.weight"].array
+            same = np.array_equal(made.ravel(), codes.ravel())
+            if not same and not np.array_equal(_nonzero(made), _nonzero(codes)):
+                raise InputError(
+                    f"{path}: {made.size} weights of {n.output} are not the {codes.size} integers of Brevitas; "
+                    "please report it with the layer's quantizer"
+                )
+            compared += codes.size
+    return compared
+
+
+def _nonzero(codes: Array) -> Array:
+    """Of a kernel that was transposed, or spread by its dilation, what stays."""
+    return np.sort(codes[codes != 0], axis=None)
 
 
 def compare(program: Program, graph: Graph, module: nn.Module, x: Floats, integers: bool) -> tuple[Compared, ...]:

@@ -237,6 +237,12 @@ def _check_equal(module: nn.Module, plain: nn.Module, sample: Tensor) -> None:
         )
 
 
+def weights(plain: nn.Module) -> dict[str, npt.NDArray[np.int64]]:
+    """By layer, the codes of the weights of a copy that `without_quantizers` made."""
+    found = {k.rpartition(".")[0]: m.codes for k, m in plain.named_modules() if isinstance(m, _Weight)}
+    return {k: codes.numpy() for k, codes in found.items() if isinstance(codes, Tensor)}
+
+
 def _check_scales(module: nn.Module) -> None:
     """Brevitas leaves a scale out of a module's state until it was trained, calibrated or loaded."""
     state = module.state_dict()

@@ -240,8 +240,9 @@ def test_values_without_a_quantizer_are_of_the_recipe() -> None:
     assert row.quantizer == "hidden.act_quant"
     assert row.largest <= 1
     assert row.differ < row.values / 20
-    assert made.info["brevitas"] == "0 of 14848 integers differ at 3 quantizers"
-    assert str(made.info["brevitas, after values of the recipe"]).endswith("of 6144 integers differ at 1 quantizers")
+    assert made.info["brevitas, weights"] == "0 of 276 integers differ"
+    assert made.info["brevitas, activations"] == "0 of 14848 integers differ, 3 quantizers"
+    assert str(made.info["brevitas, after values of the recipe"]).endswith("of 6144 integers differ, 1 quantizer")
 
 
 FLOATS: dict[str, tuple[Any, Any, str]] = {
