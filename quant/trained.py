@@ -25,7 +25,7 @@ from isobit.quant.program import Array, Arrays, Program
 if TYPE_CHECKING:
     from torch import nn
 
-CHUNK = 1 << 14
+CHUNK = 1 << 12
 """Time steps, over all sequences, that are compared at once."""
 
 FLOAT32 = 2.0**-24
@@ -36,6 +36,7 @@ OPERATIONS = 8
 
 SUMS = ("linear", "grouped_linear", "conv2d", "positions_conv1d", "causal_conv1d", "causal_fir")
 MOVES = ("reshape", "permute", "slice", "pad", "shift", "history", "previous")
+"""Operators that only move integers."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,8 @@ def compare(program: Program, graph: Graph, module: nn.Module, x: Floats, intege
     nodes = [n for n in graph.nodes if n.op == "fake_quantize"]
     if not nodes:
         return ()
-    exact = _exact(graph, integers or program.inputs[0].is_trained)
+    entry = program.inputs[0]
+    exact = _exact(graph, entry.type.scale if integers or entry.is_trained else None)
     size = max(1, CHUNK // x.shape[1])
     parts = [_compared(program, graph, module, x[i : i + size], nodes, exact) for i in range(0, len(x), size)]
     return tuple(
@@ -124,21 +126,27 @@ def compare(program: Program, graph: Graph, module: nn.Module, x: Floats, intege
     )  # fmt: skip
 
 
-def _exact(graph: Graph, input_is: bool) -> set[str]:
-    """Quantizers that read integers of quantizers, moved or in sums with integer weights."""
-    held, sums, exact = {n.output for n in graph.nodes if n.op == "fake_quantize"}, set[str](), set[str]()
-    held |= {graph.input} if input_is else set()
+def _exact(graph: Graph, input_scale: float | None) -> set[str]:
+    """Quantizers that read integers of quantizers: moved, compared, or in sums with integer weights.
+
+    input_scale: of the Program's input, where the module's input is a multiple of it.
+    """
+    held = {n.output: n.number("scale") for n in graph.nodes if n.op == "fake_quantize"}
+    held |= {graph.input: input_scale} if input_scale is not None else {}
+    sums: set[str] = set()
     for n in graph.nodes:
-        if n.op == "fake_quantize" and n.inputs[0] in held | sums:
-            exact.add(n.output)
-        elif n.op in MOVES and n.inputs[0] in held:
-            held.add(n.output)
+        scales = {held[i] for i in n.inputs if i in held}
+        values = [i for i in n.inputs if i not in graph.parameters]
+        if not scales or not all(i in held for i in values) or n.op == "fake_quantize":
+            continue
+        if n.op in MOVES or (n.op in ("maximum", "concat") and len(scales) == 1) or n.attr.get("how") == "max":
+            held[n.output] = min(scales)
         elif n.op in SUMS:
-            if n.inputs[0] in held and graph.parameters[n.inputs[1]].dtype.kind == "i":
+            if graph.parameters[n.inputs[1]].dtype.kind == "i":
                 sums.add(n.output)
-        elif n.op in ("add", "sub") and held.issuperset(n.inputs) and _only_quantized(graph, n.output):
+        elif n.op == "reduce" or (n.op in ("add", "sub") and _only_quantized(graph, n.output)):
             sums.add(n.output)
-    return exact
+    return {n.output for n in graph.nodes if n.op == "fake_quantize" and n.inputs[0] in held.keys() | sums}
 
 
 def _only_quantized(graph: Graph, v: str) -> bool:
@@ -263,6 +271,9 @@ def _magnitude(graph: Graph, n: GraphNode, x: Floats) -> Floats:
         weight, *bias = (np.abs(graph.parameters[i]) for i in source.inputs[1:])
         terms += weight.size // weight.shape[0]
         size = EVALUATORS[source.op](source, [np.abs(real[source.inputs[0]]), weight, *bias], Memory(), _ignore)
+    elif source is not None and source.op == "reduce":
+        terms += int(np.prod(graph.dims[source.inputs[0]])) // int(np.prod(graph.dims[source.output]))
+        size = EVALUATORS[source.op](source, [np.abs(real[source.inputs[0]])], Memory(), _ignore)
     elif source is not None and source.op in ("add", "sub"):
         size = np.abs(real[source.inputs[0]]) + np.abs(real[source.inputs[1]])
     gain, shift = (np.abs(graph.parameters[i]) for i in n.inputs[1:])

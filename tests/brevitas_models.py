@@ -114,6 +114,43 @@ class Recurrent(nn.Module):
         return y
 
 
+class Pools(nn.Module):
+    """Largest and mean values of windows, quantized again; images (B, 3, 10, 10)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q = qnn.QuantIdentity(return_quant_tensor=True)
+        self.conv1 = qnn.QuantConv2d(3, 4, 3, padding=1, bias=True, weight_quant=Int8WeightPerChannelFloat)
+        self.act1 = qnn.QuantReLU()
+        self.conv2 = qnn.QuantConv2d(4, 4, 3, bias=True, weight_quant=Int8WeightPerChannelFloat)
+        self.act2 = qnn.QuantReLU()
+        self.largest, self.mean = nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1)
+        self.pooled = qnn.QuantIdentity()
+        self.head = qnn.QuantLinear(4, 3, bias=True, output_quant=Int8ActPerTensorFloat)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.largest(self.act1(self.conv1(self.q(x))))
+        y = self.act2(self.conv2(torch.maximum(y, y.flip(2))))
+        z: Tensor = self.head(self.pooled(self.mean(y)).flatten(1))
+        return z
+
+
+class Last(nn.Module):
+    """A dilated causal convolution, time behind the channels, and a head on the last step; (B, T, 6)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q = qnn.QuantIdentity()
+        self.conv = qnn.QuantConv1d(6, 8, 3, dilation=2, padding=4, bias=True, weight_quant=Int8WeightPerChannelFloat)
+        self.act = qnn.QuantReLU()
+        self.head = qnn.QuantLinear(8, 4, bias=True, output_quant=Int8ActPerTensorFloat)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act(self.conv(self.q(x.transpose(1, 2)))[..., : x.shape[1]])
+        z: Tensor = self.head(y.transpose(1, 2)[:, -1])
+        return z
+
+
 def trained(model: nn.Module, x: Tensor, steps: int = 3) -> nn.Module:
     """The model after a few steps of training, with scales that its quantizers saw."""
     torch.manual_seed(1)

@@ -225,11 +225,12 @@ class Capture:
 
     def call(self, n: fx.Node) -> None:
         """Makes what an exported node is: a value, a parameter, a size."""
-        self._call(n)
+        self.make(n)
         if len(n.args) > 1 and isinstance(n.args[1], fx.Node) and n.args[1] in self.factors:
             quantizers.scaled(self, n)
 
-    def _call(self, n: fx.Node) -> None:
+    def make(self, n: fx.Node) -> None:
+        """As `call`, where a weight that is codes may still lack its scale."""
         op = "getitem" if getattr(n.target, "__name__", "") == "getitem" else str(n.target)
         if n in self.values or n in self.unusable or fold(self, n, op):
             return

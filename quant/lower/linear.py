@@ -294,3 +294,6 @@ def reduce(low: Lowering, n: GraphNode) -> None:
     acc = low.node(op, f"t{labels}->t{kept}", (x,), f"{n.output}.acc", n.loc, params, scale)
     low.dims[acc] = low.graph.dims[n.output]
     low.accumulator(n, acc, scale, known)
+    low.sums[n.output] = low.quantities[n.output]
+    if how == "max" and x.trained:
+        low.quantities[n.output] = replace(low.quantities[n.output], trained=True)

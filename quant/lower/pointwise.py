@@ -219,6 +219,13 @@ def absolute(low: Lowering, n: GraphNode) -> None:
 def _larger(low: Lowering, n: GraphNode, a: Quantity, b: Quantity, sign: float) -> None:
     bits = low.width(n.output)
     unit = low.scale_of(n.output, bits)
+    if a.trained and b.trained and a.unit == b.unit and sign == 1:
+        known, axes = a.known.join(b.known), letters(len(low.graph.dims[n.output]))
+        params = {"ma": 2, "mb": 2, "s": 1, "lo": known.lo, "hi": known.hi}
+        index, name = f"t{axes},t{axes}->t{axes}", f"{n.output}.acc"
+        value = low.node("maximum", index, (a, b), name, n.loc, params, a.unit)
+        low.quantities[n.output] = Quantity(value, low.graph.dims[n.output], a.scale, known, trained=True)
+        return
     (ma, mb), s = dyadics((a.unit / unit, sign * b.unit / unit), max(a.magnitude, b.magnitude))
     params = {"ma": int(ma), "mb": int(mb), "s": s, **limits_of(low, n, bits)}
     low.pointwise(n, "maximum", (a, b), params)
