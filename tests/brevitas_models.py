@@ -182,3 +182,22 @@ class Residual(nn.Module):
         y = self.add1(x, self.conv1(x))
         z: Tensor = self.out(self.conv2(y) + y)
         return z
+
+
+class Activations(nn.Module):
+    """Functions with a quantizer of their own, joined and added; (B, T, 6)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q = qnn.QuantIdentity()
+        self.fc = qnn.QuantLinear(6, 8, bias=True)
+        self.sigmoid, self.tanh = qnn.QuantSigmoid(), qnn.QuantTanh()
+        self.limited = qnn.QuantHardTanh(max_val=1.0, min_val=-1.0)
+        self.joined = qnn.QuantIdentity()
+        self.out = qnn.QuantLinear(8, 4, bias=True, output_quant=Int8ActPerTensorFloat)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.fc(self.q(x))
+        z = torch.cat([self.sigmoid(y)[..., :4], self.tanh(y)[..., 4:]], -1)
+        made: Tensor = self.out(self.joined(z + self.limited(y)))
+        return made

@@ -29,7 +29,18 @@ from isobit.quant.quantize import Quantized, program_inputs, quantize
 from isobit.quant.trained import compare
 from isobit.quant.vectors import golden
 from isobit.targets.verify import EXACT, verify
-from tests.brevitas_models import ConvNet, Last, Mlp, Pools, PowersOfTwo, Recurrent, Residual, identity, trained
+from tests.brevitas_models import (
+    Activations,
+    ConvNet,
+    Last,
+    Mlp,
+    Pools,
+    PowersOfTwo,
+    Recurrent,
+    Residual,
+    identity,
+    trained,
+)
 
 ROUNDINGS = ("round", "floor", "ceil", "round_to_zero", "dpu")
 
@@ -247,6 +258,16 @@ def test_values_without_a_quantizer_are_of_the_recipe() -> None:
     assert made.info["brevitas, weights"] == "0 of 276 integers differ"
     assert made.info["brevitas, activations"] == "0 of 14848 integers differ, 3 quantizers"
     assert str(made.info["brevitas, after values of the recipe"]).endswith("of 6144 integers differ, 1 quantizer")
+
+
+def test_activations_with_a_quantizer_are_off_by_one_at_most() -> None:
+    """Between float functions the recipe's approximations decide; limits and layers are Brevitas' own."""
+    torch.manual_seed(0)
+    x = samples(24, 16, 6)
+    made = quantize(trained(Activations(), x), x.numpy(), name="m")
+    assert_agrees(made, 3)
+    assert {r.quantizer for r in made.trained if r.exact} == {"q.act_quant", "limited.act_quant", "out.output_quant"}
+    assert [r.largest for r in made.trained if not r.exact] == [1, 1, 1]
 
 
 FLOATS: dict[str, tuple[Any, Any, str]] = {
