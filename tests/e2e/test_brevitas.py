@@ -51,8 +51,8 @@ def test_the_document_s_model_from_file_to_verified_code(shown: Path) -> None:
     assert [r["differ"] for r in rows if r["exact"]] == [0, 0, 0]
     verified = isobit("verify", "m.onnx", "--data", "samples.npz", "--targets", "interpret,ort,c", "--json").json
     assert [row["status"] for row in verified["targets"]] == ["exact"] * 3
-    arguments = ("--model", "gesture:make", "--weights", "gesture.safetensors")
-    inspected = isobit("inspect", "m.onnx", "--data", "samples.npz", *arguments, "--json")
+    source = ("--model", "gesture:make", "--weights", "gesture.safetensors")
+    inspected = isobit("inspect", "m.onnx", "--data", "samples.npz", *source, "--json")
     assert inspected.json["snr_db"]["y"] is None, "the float graph has the same quantizers, and the same integers"
 
 
