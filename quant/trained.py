@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from isobit.quant.calibrate.evaluate import EVALUATORS, Memory, evaluate, rounded_to_codes
+from isobit.quant.calibrate.evaluate import EVALUATORS, Memory, evaluate
+from isobit.quant.calibrate.rounding import rounded_to_codes
 from isobit.quant.capture.graph import Floats, Graph, GraphNode
 from isobit.quant.check import check
 from isobit.quant.errors import InputError

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from isobit.quant.calibrate.rounding import rounded_to_codes
 from isobit.quant.capture.graph import Floats, Graph, GraphNode
 from isobit.quant.ops.interpolate import normal_cdf, tanh_gate
 
@@ -343,37 +344,6 @@ def _pad(n: GraphNode, args: list[Floats], memory: Memory, probe: Probe) -> Floa
     widths = [(0, 0)] * args[0].ndim
     widths[n.integer("axis") + 2] = n.integer("before"), n.integer("after")
     return np.pad(args[0], widths)
-
-
-def _half_even_or_up(x: Floats) -> Floats:
-    return np.asarray(np.where((x < 0) & (x - np.floor(x) == 0.5), np.ceil(x), np.rint(x)))
-
-
-ROUNDINGS: dict[str, Callable[[Floats], Floats]] = {
-    "half_even": np.rint,
-    "floor": np.floor,
-    "ceil": np.ceil,
-    "to_zero": np.trunc,
-    "half_even_or_up": _half_even_or_up,
-    "none": np.asarray,
-}
-"""What a quantizer's `rounding` means."""
-
-
-def to_minifloat(u: Floats, mantissa: int) -> Floats:
-    """The nearest numbers of `mantissa` bits, in units of the smallest one, ties to the even one."""
-    unit = np.exp2(np.maximum(np.frexp(u)[1] - 1 - mantissa, 0))
-    return np.asarray(np.rint(u / unit) * unit)
-
-
-def rounded_to_codes(n: GraphNode, x: Floats) -> Floats:
-    """The codes, of which a `fake_quantize` has [lo, hi] and one is worth `scale`, of values x."""
-    u = x / n.number("scale")
-    if n.integer("mantissa") < 0:
-        u = ROUNDINGS[n.text("rounding")](u + n.integer("zero"))
-    elif n.text("rounding") != "none":
-        u = to_minifloat(u, n.integer("mantissa"))
-    return np.asarray(np.clip(u, n.integer("lo"), n.integer("hi")))
 
 
 def _fake_quantize(n: GraphNode, args: list[Floats], memory: Memory, probe: Probe) -> Floats:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from isobit.quant.calibrate.evaluate import rounded_to_codes
+from isobit.quant.calibrate.rounding import rounded_to_codes
 from isobit.quant.capture.graph import Attribute, Dims, Floats, Graph, GraphNode
 
 

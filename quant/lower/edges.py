@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from isobit.quant.calibrate.evaluate import ROUNDINGS, to_minifloat
+from isobit.quant.calibrate.rounding import ROUNDINGS, to_minifloat
 from isobit.quant.capture.graph import Floats
 from isobit.quant.errors import InputError
 from isobit.quant.expr.interval import Interval

@@ -52,6 +52,8 @@ def test_the_document_s_model_from_file_to_verified_code(shown: Path) -> None:
     verified = isobit("verify", "m.onnx", "--data", "samples.npz", "--targets", "interpret,ort,c", "--json").json
     assert [row["status"] for row in verified["targets"]] == ["exact"] * 3
     source = ("--model", "gesture:make", "--weights", "gesture.safetensors")
+    assert isobit("build", "m.onnx", "--target", "c", "-o", "firmware").code == 0
+    assert "in float32, rounded half_even" in (shown / "firmware" / "make.h").read_text()
     inspected = isobit("inspect", "m.onnx", "--data", "samples.npz", *source, "--json")
     assert inspected.json["snr_db"]["y"] is None, "the float graph has the same quantizers, and the same integers"
 
