@@ -53,6 +53,15 @@ def interpret(
     return {o: values[o] for o in program.outputs}, new
 
 
+def run_node(c: Checked, n: Node, values: Arrays) -> Array | None:
+    """What a node without a state makes of these values; None where an operand is a state."""
+    known = values | {i: c.program.constant[i].array for i in n.inputs if i in c.program.constant}
+    if not all(i in known for i in n.inputs):
+        return None
+    steps = next(values[i].shape[1] for i in n.inputs if i in values)
+    return _run(n, c, [known[i] for i in n.inputs], {}, steps)
+
+
 def _operand(name: str, values: Arrays, constants: Arrays, states: Arrays) -> Array:
     """A value, a constant, or a state as a value of one time step."""
     if name in values:

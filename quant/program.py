@@ -105,10 +105,22 @@ class TensorType:
         return f"{self.elem}[{', '.join(map(str, self.shape))}]"
 
 
+HALF_UP = "half_up"
+
+
 @dataclass(frozen=True)
 class Input:
+    """rounding, zero: how the host makes integers of real numbers (`isobit.quant.lower.edges.quantize_input`)."""
+
     name: str
     type: TensorType
+    rounding: str = HALF_UP
+    zero: int = 0
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether a quantizer of the model says how its numbers are rounded."""
+        return self.rounding != HALF_UP
 
 
 @dataclass(frozen=True)
@@ -247,7 +259,7 @@ class Program:
 
         content = [
             self.name,
-            [[i.name, tensor(i.type)] for i in self.inputs],
+            [[i.name, tensor(i.type), *([i.rounding, i.zero] if i.is_trained else [])] for i in self.inputs],
             [[c.name, tensor(c.type), c.mantissa, hashlib.sha256(c.data).hexdigest()] for c in self.constants],
             [[s.name, tensor(s.type), s.initial] for s in self.states],
             [[n.op, n.params, n.inputs, n.output, n.index, n.loc, n.state, repr(n.scale)] for n in self.nodes],

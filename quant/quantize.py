@@ -16,11 +16,12 @@ from isobit.quant.capture.graph import Floats, Graph
 from isobit.quant.check import check
 from isobit.quant.errors import InputError
 from isobit.quant.interpret import interpret
-from isobit.quant.lower.edges import InputSpec, input_spec, quantize_input
+from isobit.quant.lower.edges import InputSpec, input_spec, quantize_for, quantize_input
 from isobit.quant.lower.lower import lower
 from isobit.quant.lower.quantity import OUTPUT
 from isobit.quant.program import Array, Arrays, Program
 from isobit.quant.recipe import Recipe, recipe_named
+from isobit.quant.trained import Compared, compare, compare_weights, summary
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,12 +51,14 @@ class Quantized:
     """info: recipe, samples, t_max, and capture_error, max|graph - module| / max|module|.
 
     The latter is the larger one of that on the calibration data and that on random inputs like them.
+    trained: of a Brevitas model, for each of its quantizers, how its integers and the Program's compare.
     """
 
     program: Program
     graph: Graph
     calibration: Calibration
     info: dict[str, str | int | float]
+    trained: tuple[Compared, ...] = ()
 
 
 def quantize(
@@ -76,23 +79,29 @@ def quantize(
     None.
     The same arguments give a Program with the same digest.  Raises InputError and CheckError.
     """
+    from isobit.quant.capture.brevitas import example, without_quantizers
     from isobit.quant.capture.capture import capture, disagreement, random_inputs
 
     report = progress or (lambda stage: None)
     spec, bits = input or InputSpec(), recipe if isinstance(recipe, Recipe) else recipe_named(recipe)
     report("capture the graph")
-    shape = check_array(calibration, "calibration").shape
-    graph = capture(module, shape, name, ids=len(shape) == 2)
+    given = check_array(calibration, "calibration")
+    shape = given.shape
+    plain = without_quantizers(module, example(module, given))
+    graph = capture(plain, shape, name, ids=len(shape) == 2)
     x = real_samples(calibration, graph, spec)
     ranges = observe(graph, x, lambda done: report(f"calibrate on {len(x)} samples: {done:.0%}"))
     noise = random_inputs(graph, (NOISE, x.shape[1]), like=x)
-    error = max(disagreement(graph, module, x), disagreement(graph, module, noise, "random inputs like them"))
+    error = max(disagreement(graph, plain, x), disagreement(graph, plain, noise, "random inputs like them"))
     report("lower and check")
     steps = x.shape[1] if t_max is None else t_max
     program = lower(graph, ranges, bits, name, spec, steps)
-    return Quantized(
-        program, graph, ranges, {"recipe": bits.name, "samples": len(x), "t_max": steps, "capture_error": error}
-    )
+    report("compare with the model's quantizers")
+    trained, weights = compare(program, graph, module, x, spec.elem is not None), compare_weights(program, graph, plain)
+    info: dict[str, str | int | float] = {
+        "recipe": bits.name, "samples": len(x), "t_max": steps, "capture_error": error, **summary(trained, weights),
+    }  # fmt: skip
+    return Quantized(program, graph, ranges, info, trained)
 
 
 def real_samples(x: npt.ArrayLike, graph: Graph, spec: InputSpec, source: str = "calibration") -> Floats:
@@ -110,8 +119,7 @@ def real_samples(x: npt.ArrayLike, graph: Graph, spec: InputSpec, source: str = 
 def program_inputs(program: Program, x: Floats) -> Arrays:
     """The Program's input for samples x, (B, T, *dims), in the model's own units."""
     entry = program.inputs[0]
-    assert entry.type.scale is not None
-    codes = quantize_input(x, entry.type.scale, entry.type.elem)
+    codes = quantize_for(entry, x)
     return {entry.name: codes.reshape(*x.shape[:2], *entry.type.dims)}
 
 

@@ -92,13 +92,16 @@ class Storage:
         define, params = self.number
         return np.asarray(define(np.asarray(codes, np.int64), **params))
 
-    def codes(self, integers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The code of every integer; of zero the positive one.  Raises CheckError where there is none."""
+    def codes(self, integers: npt.NDArray[np.int64], strict: bool = True) -> npt.NDArray[np.int64]:
+        """The code of every integer; of zero the positive one.
+
+        Where there is none, the one of a neighbour, or, if strict, CheckError.
+        """
         if self.mantissa is None:
             return integers & ((1 << self.bits) - 1)
         every, order = _numbers(self)
         place = np.clip(np.searchsorted(every, integers), 0, len(every) - 1)
-        if (wrong := every[place] != integers).any():
+        if strict and (wrong := every[place] != integers).any():
             raise CheckError(f"{integers[wrong][0]} is no number of {self.name}")
         return order[place]
 
@@ -117,6 +120,20 @@ def storage(elem: IntType, mantissa: int | None = None) -> Storage:
         return Storage(elem.bits, elem.signed)
     exponents = elem.bits - elem.signed - mantissa
     return Storage(elem.signed + exponents.bit_length() + mantissa, elem.signed, mantissa, exponents)
+
+
+def tightest(values: npt.NDArray[np.int64]) -> tuple[IntType, int | None]:
+    """Element type and mantissa with which these integers take the fewest bits."""
+    from isobit.quant.program import IntType
+
+    lo, hi = int(values.min()), int(values.max())
+    best: tuple[IntType, int | None] = IntType(Interval(lo, hi).bits), None
+    elem = IntType(1 + max(-lo, hi).bit_length())
+    for mantissa in range(min(7, elem.bits - 2)):
+        s = storage(elem, mantissa)
+        if s.bits < storage(*best).bits and (s.decoded(s.codes(values, strict=False)) == values).all():
+            best = elem, mantissa
+    return best
 
 
 def is_packed(c: Constant) -> bool:

@@ -61,9 +61,13 @@ def quantize_command(
         save(result.program, out)
     facts = {"onnx": str(out), "digest": result.program.digest, "nodes": len(result.program.nodes), **result.info}
     if as_json:
-        show.print_json(facts)
-    else:
-        show.print_table(f"{name}: quantized to {recipe}", ("", ""), list(facts.items()))
+        show.print_json(facts | ({"quantizers": [vars(r) for r in result.trained]} if result.trained else {}))
+        return
+    show.print_table(f"{name}: quantized to {recipe}", ("", ""), list(facts.items()))
+    if differing := [r for r in result.trained if r.differ or not r.values]:
+        columns = ("quantizer", "integers", "differ from Brevitas'", "by at most", "because")
+        rows = [(r.quantizer, r.values, r.differ, r.largest, r.why) for r in differing]
+        show.print_table("", columns, rows, right=columns[1:4])
 
 
 def chosen_options(names: list[str], board: str | None, arch: str | None) -> Options:

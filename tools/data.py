@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from isobit.quant.check import check
 from isobit.quant.errors import InputError
-from isobit.quant.lower.edges import quantize_input
+from isobit.quant.lower.edges import quantize_for
 from isobit.quant.ops import Structure
 from isobit.quant.program import Array, Arrays, Input, Program
 from isobit.targets.files import write_file
@@ -121,7 +121,8 @@ def to_integers(p: Program, x: npt.NDArray[Any], raw: bool, where: str) -> Array
     With `raw`, or for a Program that takes identifiers, x holds the input's own integers; else real values for the edge
     rule.
     """
-    t, x, ids = only_input(p).type, with_time(p, x, where), takes_identifiers(p)
+    entry, x, ids = only_input(p), with_time(p, x, where), takes_identifiers(p)
+    t = entry.type
     known = t.elem.range
     if ids:
         if not np.issubdtype(x.dtype, np.integer):
@@ -146,7 +147,7 @@ def to_integers(p: Program, x: npt.NDArray[Any], raw: bool, where: str) -> Array
             f"{where}: {outside} of {x.size} values leave the input's range, {lo:g} to {hi:g}, and saturate; "
             "if these integers are the input's own, say --raw"
         )
-    return quantize_input(x, t.scale, t.elem, where)
+    return quantize_for(entry, x, where)
 
 
 def read_labelled(p: Program, path: Path, raw: bool) -> tuple[Arrays, npt.NDArray[np.integer]]:

@@ -52,6 +52,10 @@ BARS: Mapping[str, float] = {
 """Points of accuracy that the mean over SEEDS may lose."""
 
 
+MISSED: Mapping[str, list[str]] = {}
+"""Tasks on which a row misses its bar, as measured: neither more nor fewer."""
+
+
 class Entry(TypedDict):
     """points: by task, accuracy in integers less that in float, by seed; bits: of a weight, with its scales."""
 

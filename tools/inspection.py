@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
+
 from isobit.export.onnx.load import load
 from isobit.quant.certificates.recheck import recheck
 from isobit.quant.errors import InputError
@@ -76,12 +78,15 @@ def layers_by_snr(
     to_integers(p, x, raw, where)
     scale = None if takes_identifiers(p) else only_input(p).type.scale
     from isobit.quant.calibrate.observe import check_samples
+    from isobit.quant.capture.brevitas import example, without_quantizers
     from isobit.quant.capture.capture import capture
     from isobit.quant.capture.factory import load_model
     from isobit.quant.quantize import layer_snr
 
     with show.aside():
-        graph = capture(load_model(model, weights, t_max, show.note), x.shape, p.name, ids=x.ndim == 2)
+        module = load_model(model, weights, t_max, show.note)
+        plain = without_quantizers(module, example(module, np.asarray(x, np.float64)))
+        graph = capture(plain, x.shape, p.name, ids=x.ndim == 2)
     stranger = InputError(f"{p.name} was not made from {model}: their layers differ; name the model it was made from")
     if not {n.loc for n in p.nodes} <= {n.loc for n in graph.nodes}:
         raise stranger

@@ -112,7 +112,9 @@ def _metadata(program: Program) -> dict[str, str]:
     odd = {k: t.elem for k, t in tensors.items() if not t.elem.signed or t.elem.bits not in CONTAINERS}
     elements = {k: str(elem) for k, elem in odd.items() if k not in coded}
     scales = {k: repr(t.scale) for k, t in tensors.items() if t.scale is not None}
+    trained = {i.name: [i.rounding, i.zero] for i in program.inputs if i.is_trained}
     return {
+        **({"isobit.roundings": json.dumps(trained, sort_keys=True)} if trained else {}),
         "isobit.certificates": json.dumps([c.data() for c in program.certificates], sort_keys=True),
         "isobit.digest": program.digest,
         "isobit.elements": json.dumps(elements, sort_keys=True),

@@ -22,6 +22,7 @@ from isobit.export.onnx.packed import constant_of, is_unpack
 from isobit.export.onnx.region import calls, outer_name
 from isobit.quant.certificates.certificate import from_data
 from isobit.quant.errors import CheckError, InputError, IsobitError
+from isobit.quant.lower.edges import trained_rounding
 from isobit.quant.program import Constant, Input, IntType, Node, Program, State, TensorType, int_type
 from isobit.targets.files import write_file
 
@@ -162,7 +163,7 @@ def _program(model: onnx.ModelProto, metadata: dict[str, str]) -> Program:
     outputs = tuple(v.name for v in graph.output)
     return Program(
         graph.name,
-        tuple(Input(v.name, value(v)) for v in graph.input if v.name not in owned),
+        tuple(Input(v.name, value(v), *_trained(metadata, v.name)) for v in graph.input if v.name not in owned),
         tuple(constant(i) for i in graph.initializer),
         tuple(State(v.name, value(v), int(initial[v.name])) for v in states),
         nodes,
@@ -184,6 +185,26 @@ def _listed(metadata: dict[str, str], key: str) -> list[object]:
     if not isinstance(found, list):
         raise _Malformed(f"metadata {key} is not a JSON list")
     return found
+
+
+def _trained(metadata: dict[str, str], name: str) -> tuple[str, int] | tuple[()]:
+    """How an input is rounded, and its zero point, where a quantizer of the model says it."""
+    if "isobit.roundings" not in metadata or name not in (found := _table(metadata, "isobit.roundings")):
+        return ()
+    rounding, zero = _pair(found[name])
+    if not isinstance(rounding, str) or not isinstance(zero, int):
+        raise _Malformed(
+            f"input {name} is rounded by {rounding} with zero point {zero}, expected a name and an integer"
+        )
+    try:
+        trained_rounding(rounding)
+    except InputError as e:
+        raise _Malformed(str(e)) from e
+    return rounding, zero
+
+
+def _pair(value: object) -> tuple[object, object]:
+    return (value[0], value[1]) if isinstance(value, list) and len(value) == 2 else (None, None)
 
 
 def _table(metadata: dict[str, str], key: str) -> dict[str, str]:

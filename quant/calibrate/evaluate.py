@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from isobit.quant.calibrate.rounding import rounded_to_codes
 from isobit.quant.capture.graph import Floats, Graph, GraphNode
 from isobit.quant.ops.interpolate import normal_cdf, tanh_gate
 
@@ -345,6 +346,11 @@ def _pad(n: GraphNode, args: list[Floats], memory: Memory, probe: Probe) -> Floa
     return np.pad(args[0], widths)
 
 
+def _fake_quantize(n: GraphNode, args: list[Floats], memory: Memory, probe: Probe) -> Floats:
+    x, gain, shift = args
+    return (rounded_to_codes(n, x * gain + shift) - n.integer("zero")) * n.number("scale")
+
+
 def sigmoid(x: Floats) -> Floats:
     """1 / (1 + e^-x) without overflow."""
     e = np.exp(-np.abs(x))
@@ -383,6 +389,7 @@ EVALUATORS: dict[str, Evaluator] = {
     "rotate": lambda n, args, memory, probe: (
         args[0] * args[-2] + args[1] * args[-1] + (args[2] if len(args) > 4 else 0)
     ),
+    "fake_quantize": _fake_quantize,
     "clamp": lambda n, args, memory, probe: np.clip(args[0], n.number("lo"), n.number("hi")),
     "heaviside": _heaviside,
     "silu": _function(lambda x: x * sigmoid(x)),

@@ -14,11 +14,11 @@ from isobit.quant.calibrate.observe import float_outputs
 from isobit.quant.capture import final, time_last
 from isobit.quant.capture.constants import changes_an_operand, check_finite, check_tensor, fold, used
 from isobit.quant.capture.export import HOW_TO_GO_ON, ROLL, Traced, export_module
-from isobit.quant.capture.graph import Attribute, Dims, Floats, Graph, GraphNode
+from isobit.quant.capture.graph import Attribute, Dims, Floats, Graph, GraphNode, unrounded
 from isobit.quant.capture.lines import user_line
 from isobit.quant.capture.loops.recurrent import recognise
 from isobit.quant.capture.program_file import ExportedModule
-from isobit.quant.capture.rules import layout, table
+from isobit.quant.capture.rules import layout, quantizers, table
 from isobit.quant.capture.simplify import simplify
 from isobit.quant.errors import InputError
 
@@ -95,7 +95,7 @@ def disagreement(graph: Graph, module: nn.Module, x: Floats, source: str = "the 
     expected = _run(graph, module, x, source)
     if not np.isfinite(expected).all():
         raise InputError(f"{graph.name}: the module's output is not finite on {source}; it diverges there")
-    made = float_outputs(graph, x)
+    made = float_outputs(unrounded(graph), x)
     made = made[:, -1] if graph.last or not graph.timed else made
     if made.shape != expected.shape:
         raise InputError(f"{graph.name}: the module gives {expected.shape} on {source}, and its graph {made.shape}")
@@ -127,6 +127,7 @@ class Capture:
     tensors: what is known before any input, by node.  shaped: the same, where the shape has the batch or time in it.
     sizes: integers.  values: the graph value that a node became.  unusable: why a node has no value.
     finals: nodes that are values of the last step only.  padded: values with zeros before or after their steps.
+    factors: of weights that are integer codes, what one of them is worth, by name and value.
     one_step: whether tensors have no time axis, though values have, as in a scan's step and after the last step.
     lead: the sizes with which every value's shape begins, the batch and, where tensors have it, time.
     """
@@ -148,6 +149,7 @@ class Capture:
         self.one_step = False
         self.finals: set[fx.Node] = set()
         self.padded: dict[fx.Node, time_last.Padded] = {}
+        self.factors: dict[fx.Node, tuple[str, Tensor]] = {}
         self.last = False
         self.vocabulary: int | None = None
 
@@ -223,6 +225,12 @@ class Capture:
 
     def call(self, n: fx.Node) -> None:
         """Makes what an exported node is: a value, a parameter, a size."""
+        self.make(n)
+        if len(n.args) > 1 and isinstance(n.args[1], fx.Node) and n.args[1] in self.factors:
+            quantizers.scaled(self, n)
+
+    def make(self, n: fx.Node) -> None:
+        """As `call`, where a weight that is codes may still lack its scale."""
         op = "getitem" if getattr(n.target, "__name__", "") == "getitem" else str(n.target)
         if n in self.values or n in self.unusable or fold(self, n, op):
             return
@@ -296,7 +304,8 @@ class Capture:
         return self.enter(*self.tensors[operand])
 
     def enter(self, name: str, tensor: Tensor) -> str:
-        self.parameters[name] = np.ascontiguousarray(tensor.double().numpy())
+        kept = tensor if tensor.dtype == torch.int64 else tensor.double()
+        self.parameters[name] = np.ascontiguousarray(kept.numpy())
         return name
 
     def argument(self, n: fx.Node, position: int, name: str, default: object = None) -> object:

@@ -164,7 +164,10 @@ def _call_factory(spec: str) -> nn.Module:
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
-    """Load every tensor of the .safetensors file `path` into `module`; names and shapes must match exactly."""
+    """Load every tensor of the .safetensors file `path` into `module`; names and shapes must match exactly.
+
+    A parameter that a module leaves out of its state before it has a value, as Brevitas does, may be given.
+    """
     if path.suffix in PICKLES:
         raise InputError(f"{path}: a pickle can run code when it is opened; save the weights with {SAVE}")
     if path.suffix != ".safetensors":
@@ -175,6 +178,7 @@ def load_weights(module: nn.Module, path: Path) -> None:
     try:
         with safe_open(path, framework="pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            expected |= {k: p.detach() for k, p in module.named_parameters() if k in shapes and k not in expected}
             for name in _tied(expected, shapes):
                 del expected[name]
             _check_shapes(path, {k: tuple(v.shape) for k, v in expected.items()}, shapes)

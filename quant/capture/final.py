@@ -27,7 +27,7 @@ def take(c: Capture, n: fx.Node, op: str) -> bool:
             raise c.error(n, f"{op} of a value of the last step and of one of all steps, {other[0]}, is not supported")
         after = copy.copy(c)
         after.one_step, after.timed, after.lead = True, False, c.lead[:1]
-        after.call(n)
+        after.make(n)
     elif op == "aten.select.int" and _along_time(c, n, n.args[1]) and _is_last(n):
         c.values[n] = c.value(n, 0)
     elif op == "aten.mean.dim" and _mean_over_time(c, n):

@@ -68,9 +68,10 @@ class Graph:
     """A model with one input and one output.
 
     dims: of the input and of every node's output.  parameters: float64, by the user's name, or, where it was computed
-    from others, by its formula.  timed: whether axis 1 of the user's input is time.  vocabulary: the number of integer
-    identifiers that the input may hold; None for an input of real numbers.  last: whether the module returns the value
-    of the last step only, where the graph has one of every step.
+    from others, by its formula; int64 where they are a quantized layer's codes, which become integers as they are.
+    timed: whether axis 1 of the user's input is time.  vocabulary: the number of integer identifiers that the input may
+    hold; None for an input of real numbers.  last: whether the module returns the value of the last step only, where
+    the graph has one of every step.
     """
 
     name: str
@@ -102,3 +103,14 @@ class Graph:
             dims={k: v for k, v in self.dims.items() if k in needed},
             parameters={k: v for k, v in self.parameters.items() if k in needed},
         )
+
+
+def unrounded(graph: Graph) -> Graph:
+    """The graph where what quantizes only limits, so that near ties no rounding error becomes a step."""
+    nodes = (
+        replace(n, attrs=tuple((k, "none" if k == "rounding" else v) for k, v in n.attrs))
+        if n.op == "fake_quantize"
+        else n
+        for n in graph.nodes
+    )
+    return replace(graph, nodes=tuple(nodes))

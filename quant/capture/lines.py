@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import torch
@@ -14,7 +15,9 @@ NOT_THE_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent), s
 
 
 def user_line(n: fx.Node) -> str:
-    """`file.py:12: code`, the innermost line that belongs neither to torch nor to isobit's operators; "" if none."""
+    """`file.py:12: code`, the innermost line that is not of torch, Brevitas or isobit's operators; "" if none."""
     frames = FRAME.findall(n.meta.get("stack_trace") or "")
-    own = [f for f in frames if not f[0].startswith(("<", *NOT_THE_USERS))]
+    brevitas = getattr(sys.modules.get("brevitas"), "__file__", None)
+    library = (str(Path(brevitas).parent),) if brevitas else ()
+    own = [f for f in frames if not f[0].startswith(("<", *NOT_THE_USERS, *library))]
     return f"{own[-1][0]}:{own[-1][1]}: {own[-1][2].strip()}" if own else ""

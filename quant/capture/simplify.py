@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from isobit.quant.capture.graph import Dims, Floats, Graph, GraphNode
+from isobit.quant.calibrate.rounding import rounded_to_codes
+from isobit.quant.capture.graph import Attribute, Dims, Floats, Graph, GraphNode
 
 
 @dataclass
@@ -104,6 +105,8 @@ def _into_weights(p: _Pass, n: GraphNode) -> GraphNode | None:
     if layer is None or layer.op not in ("linear", "conv2d") or p.graph.uses[layer.output] > 1:
         return None
     weight = p.graph.parameters[layer.inputs[1]]
+    if weight.dtype.kind == "i":
+        return None
     dims = p.graph.dims[layer.output]
     rows = (
         (len(dims) - weight.ndim + layer.integer("contracted"), weight.ndim - layer.integer("contracted"))
@@ -131,10 +134,38 @@ def _into_weights(p: _Pass, n: GraphNode) -> GraphNode | None:
     return GraphNode(layer.op, (layer.inputs[0], *kept), n.output, layer.attrs, layer.loc)
 
 
+def _into_quantizer(p: _Pass, n: GraphNode) -> GraphNode | None:
+    """Factors, offsets and limits before a quantizer, in the quantizer, which then rounds once."""
+    while (source := p.source(n)) and (taken := _absorbed(p, n, source)):
+        n = taken
+    return n
+
+
+def _absorbed(p: _Pass, n: GraphNode, source: GraphNode) -> GraphNode | None:
+    x, gain, shift = source.inputs[0], p.graph.parameters[n.inputs[1]], p.graph.parameters[n.inputs[2]]
+    if source.op == "clamp" and np.all(gain == 1) and np.all(shift == 0):
+        lo, hi = (float(rounded_to_codes(n, np.asarray(source.number(k)))) for k in ("lo", "hi"))
+        if lo > hi:
+            return None
+        attrs: dict[str, Attribute] = {
+            **n.attr,
+            "lo": max(n.integer("lo"), int(lo)),
+            "hi": min(n.integer("hi"), int(hi)),
+        }
+        return replace(n, inputs=(x, *n.inputs[1:]), attrs=tuple(sorted(attrs.items())))
+    if source.op not in ("scale", "offset"):
+        return None
+    array = p.graph.parameters[source.inputs[1]]
+    if source.op == "offset":
+        return replace(n, inputs=(x, n.inputs[1], p.parameter(f"{n.output}.shift", shift + gain * array)))
+    return replace(n, inputs=(x, p.parameter(f"{n.output}.gain", gain * array), n.inputs[2]))
+
+
 REWRITES: dict[str, Rewrite] = {
     "slice": _slice_of_linear,
     "reshape": _reshape,
     "linear": _linear_of_reshape,
     "scale": lambda p, n: _into_weights(p, n) if (s := p.source(n)) and s.op == "conv2d" else None,
     "offset": _into_weights,
+    "fake_quantize": _into_quantizer,
 }

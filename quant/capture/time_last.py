@@ -25,7 +25,8 @@ KEEP_THE_ORDER = (
     "pow.Tensor_Scalar", "square.default", "rsqrt.default", "mul.Tensor", "add.Tensor", "sub.Tensor", "rsub.Scalar",
     "div.Tensor", "neg.default", "maximum.default", "dropout.default", "batch_norm.default",
     "_native_batch_norm_legit_no_training.default", "transpose.int", "permute.default", "movedim.int", "mT.default",
-    "einsum.default",
+    "einsum.default", "isobit.fake_quantize.default", "isobit.exact.default",
+    "isobit.codes_times_scale.default",
 )  # fmt: skip
 """Operators that mean the same wherever time stands, or say where it goes."""
 
@@ -134,7 +135,7 @@ def _one(c: Capture, n: fx.Node, position: int, name: str, default: int) -> int:
 
 def _dilated(weight: np.ndarray, dilation: int) -> np.ndarray:
     """The same kernel with zeros between its elements."""
-    made = np.zeros((*weight.shape[:2], dilation * (weight.shape[2] - 1) + 1))
+    made = np.zeros((*weight.shape[:2], dilation * (weight.shape[2] - 1) + 1), weight.dtype)
     made[:, :, ::dilation] = weight
     return made
 

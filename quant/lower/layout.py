@@ -9,7 +9,7 @@ import numpy as np
 
 from isobit.quant.capture.graph import Dims, Floats, GraphNode
 from isobit.quant.lower.moves import padded, split
-from isobit.quant.lower.quantity import Lowering, Quantity, letters
+from isobit.quant.lower.quantity import Lowering, Quantity, letters, symmetric_scale
 
 
 def _source(low: Lowering, n: GraphNode) -> Quantity:
@@ -98,10 +98,17 @@ OWN_LETTERS = "jklmnopqrsuvwxyzABCDEFGHIJKLMNOPQRSTUVWX"
 
 
 def concat(low: Lowering, n: GraphNode) -> None:
-    """All operands at the scale of the coarsest; more than there are letters for are joined in turn."""
+    """All operands at the scale of the coarsest; more than there are letters for are joined in turn.
+
+    Quantizers of the model have few bits and scales of their own: where these differ, all get one in a wide form.
+    """
     axis = n.integer("axis")
     bits = max(low.width(v) for v in n.inputs)
-    unit = max(low.need(v, low.width(v)).unit for v in n.inputs)
+    given = [low.need(v, low.width(v)) for v in n.inputs]
+    unit = max(q.unit for q in given)
+    if any(q.trained and q.unit != unit for q in given):
+        bits = low.recipe.wide_bits
+        unit = symmetric_scale(low.calibration.ranges[n.output], bits)
     parts = [low.at(v, unit, bits, f"{n.output}.part{i}", n.loc) for i, v in enumerate(n.inputs)]
     level = 0
     while len(parts) > 1:
@@ -121,7 +128,8 @@ def _join(low: Lowering, n: GraphNode, parts: list[Quantity], axis: int, name: s
     known = parts[0].known
     for p in parts[1:]:
         known = known.join(p.known)
-    return Quantity(value, low.dims[value], np.asarray(parts[0].unit), known)
+    trained = all(p.trained for p in parts)
+    return Quantity(value, low.dims[value], np.asarray(parts[0].unit), known, trained)
 
 
 def pad(low: Lowering, n: GraphNode) -> None:

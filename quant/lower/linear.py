@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -18,7 +18,8 @@ from isobit.quant.lower.blocks import blocked_operand, blocked_products, is_bloc
 from isobit.quant.lower.moves import padded
 from isobit.quant.lower.quantity import Lowering, Quantity, accumulator_bits, largest, letters
 from isobit.quant.lower.sums import Moments, Start, corrected, element_of, exact_sum, importance, least_steps, settle
-from isobit.quant.program import IntType
+from isobit.quant.program import Array, IntType
+from isobit.quant.storage import tightest
 
 PRECISE = FORMATS["int16"]
 """Of the weights of a matrix that is applied at every step to what it made one step before."""
@@ -36,27 +37,57 @@ def _products(
     """Sums of x * weight over the last `summed` axes of the weight; each of its other elements has its own scale.
 
     bias: of the shape of those other axes.  format: of the weights, if not the recipe's.  channels: that shape as a
-    value's dims see it, with 1 where it is constant.  moments: of x.
+    value's dims see it, with 1 where it is constant.  moments: of x.  Weights that are integers stay what they are.
     """
+    if weight.dtype.kind == "i":
+        kernel = trained_kernel(weight.astype(np.int64))
+        _sums(low, n, op, index, x, kernel, bias, summed, channels, state, params)
+        return
     chosen = format or format_named(low.recipe.weights)
     rows, starts = weight.reshape(-1, math.prod(weight.shape[weight.ndim - summed :])), bias.ravel()
     if isinstance(chosen, Blocks) and op == "matmul" and is_blocked(chosen, weight, summed):
         blocked_products(low, n, index, x, weight, bias, chosen, channels, moments)
         return
     q = quantized_rows(rows, chosen, least_steps(starts, x, chosen), importance=importance(weight, rows, moments))
-    element = element_of(chosen)
-    kernel = low.constant(f"{n.output}.weight", q.codes.reshape(weight.shape), element.elem, mantissa=element.mantissa)
-    start = Start(corrected(bias, weight, q, moments), x.unit * q.steps)
+    kernel = Kernel(q.codes.reshape(weight.shape), element_of(chosen).elem, element_of(chosen).mantissa, q.steps)
+    _sums(low, n, op, index, x, kernel, corrected(bias, weight, q, moments), summed, channels, state, params)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """Integer weights; one is worth steps[row], or for all rows `steps`."""
+
+    codes: Array
+    elem: IntType
+    mantissa: int | None
+    steps: Floats
+
+
+def trained_kernel(codes: Array) -> Kernel:
+    """Integers that came with the model, at a step of 1, stored in as few bits as integers or minifloats take."""
+    return Kernel(codes, *tightest(codes), np.ones(()))
+
+
+def _sums(
+    low: Lowering, n: GraphNode, op: str, index: str, x: Quantity, weight: Kernel, bias: Floats, summed: int,
+    channels: tuple[int, ...], state: Ring | None, params: dict[str, int] | None,
+) -> None:  # fmt: skip
+    """`_products` with integer weights."""
+    codes, units = weight.codes, x.unit * np.asarray(weight.steps)
+    kernel = low.constant(f"{n.output}.weight", codes, weight.elem, mantissa=weight.mantissa)
+    start = Start(bias, units)
 
     def emit(part: Quantity, role: str, acc: dict[str, int], first: str) -> str:
         ring = state(part, role) if state else None
         own, sizes, name = {**(params or {}), **acc}, _new_axes(low, n, index), f"{n.output}.acc{role}"
         return low.node(op, index, (part, kernel, first), name, n.loc, own, state=ring, sizes=sizes)
 
-    sums = np.abs(q.codes).sum((1, 2))
+    sums = np.abs(codes).sum(tuple(range(codes.ndim - summed, codes.ndim))).ravel()
     acc, unit, reach = exact_sum(low, n, x, int(sums.max()) * x.magnitude, start, emit)
     reach = min(reach, int((sums * x.magnitude + start.magnitudes).max())) if unit == 1 else reach
-    settle(low, n, acc, (x.unit * unit * q.steps).reshape(channels or bias.shape), reach)
+    low.remainders[n.output] = start.lacking(unit).reshape(channels or bias.shape)
+    scale = units * unit
+    settle(low, n, acc, scale.reshape(channels or bias.shape) if scale.ndim else scale, reach)
 
 
 def _new_axes(low: Lowering, n: GraphNode, index: str) -> dict[str, int]:
@@ -239,3 +270,6 @@ def reduce(low: Lowering, n: GraphNode) -> None:
     acc = low.node(op, f"t{labels}->t{kept}", (x,), f"{n.output}.acc", n.loc, params, scale)
     low.dims[acc] = low.graph.dims[n.output]
     low.accumulator(n, acc, scale, known)
+    low.sums[n.output] = low.quantities[n.output]
+    if how == "max" and x.trained:
+        low.quantities[n.output] = replace(low.quantities[n.output], trained=True)

@@ -12,6 +12,7 @@ from isobit.quant.errors import InputError
 from isobit.quant.expr.interval import Interval
 from isobit.quant.lower.dyadic import dyadic, dyadics
 from isobit.quant.lower.quantity import Lowering, Operand, Quantity, largest, letters, limits, reduced
+from isobit.quant.lower.quantizers import exact_addition
 from isobit.quant.ops.exp2 import FRAC
 from isobit.quant.ops.rmsnorm import rsqrt as integer_rsqrt
 from isobit.quant.program import IntType
@@ -175,6 +176,8 @@ def _sum(sign: float) -> Emit:
     def rule(low: Lowering, n: GraphNode) -> None:
         """One rounding for the sum of two scales; at most one operand keeps a scale per channel."""
         a, b = (low.direct(i) for i in n.inputs)
+        if a.trained and b.trained and low.only_quantized(n.output) and exact_addition(low, n, a, b, sign):
+            return
         if a.scale.ndim and b.scale.ndim:
             b = low.need(n.inputs[1], low.recipe.wide_bits)
         factors = [1.0, sign]
@@ -216,6 +219,13 @@ def absolute(low: Lowering, n: GraphNode) -> None:
 def _larger(low: Lowering, n: GraphNode, a: Quantity, b: Quantity, sign: float) -> None:
     bits = low.width(n.output)
     unit = low.scale_of(n.output, bits)
+    if a.trained and b.trained and a.unit == b.unit and sign == 1:
+        known, axes = a.known.join(b.known), letters(len(low.graph.dims[n.output]))
+        params = {"ma": 2, "mb": 2, "s": 1, "lo": known.lo, "hi": known.hi}
+        index, name = f"t{axes},t{axes}->t{axes}", f"{n.output}.acc"
+        value = low.node("maximum", index, (a, b), name, n.loc, params, a.unit)
+        low.quantities[n.output] = Quantity(value, low.graph.dims[n.output], a.scale, known, trained=True)
+        return
     (ma, mb), s = dyadics((a.unit / unit, sign * b.unit / unit), max(a.magnitude, b.magnitude))
     params = {"ma": int(ma), "mb": int(mb), "s": s, **limits_of(low, n, bits)}
     low.pointwise(n, "maximum", (a, b), params)

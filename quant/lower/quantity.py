@@ -16,7 +16,7 @@ from isobit.quant.errors import CheckError, InputError
 from isobit.quant.expr.interval import Interval
 from isobit.quant.formats.format import Format
 from isobit.quant.lower.dyadic import MAX_SHIFT, dyadic, dyadics
-from isobit.quant.lower.edges import InputSpec
+from isobit.quant.lower.edges import MINIFLOAT, InputSpec
 from isobit.quant.program import Constant, Input, IntType, Node, Program, State, TensorType, constant
 from isobit.quant.recipe import Recipe
 
@@ -84,13 +84,15 @@ class Quantity:
     """A value of the Program that stands for one of the float graph: real = integer * scale.
 
     dims: of the float value.  scale: a scalar, or of the rank of dims with 1 for axes along which it is constant, where
-    it may be negative or zero.  known: holds every integer.
+    it may be negative or zero.  known: holds every integer.  trained: whether the model itself quantizes it so, and no
+    consumer may ask for another width.
     """
 
     value: str
     dims: Dims
     scale: Floats
     known: Interval
+    trained: bool = False
 
     @property
     def magnitude(self) -> int:
@@ -125,6 +127,8 @@ class Lowering:
     certified: widths of states, by name, that their certificates ask for; their scales are those of the recipe's width.
     asked: by value, the forms that its consumers ask for; the widest is made from the accumulator or by the op itself,
     the others from it.  A Program's values have no axes of size 1: `node` drops them from index signatures.
+    sums: accumulators, which stay what they are when a consumer asks for another form.  remainders: what these lack of
+    their bias, which starts them as an integer.
     """
 
     def __init__(
@@ -142,11 +146,14 @@ class Lowering:
         self.held: dict[str, Quantity] = {}
         self.own_state: set[str] = set()
         self.plans: dict[str, Any] = {}
+        self.sums: dict[str, Quantity] = {}
+        self.remainders: dict[str, Floats] = {}
         self.certified = certified
         self.clock = ""
 
     def declare_input(self, spec: InputSpec) -> Input:
         name, dims = self.graph.input, self.graph.dims[self.graph.input]
+        trained: tuple[str, int] | tuple[()] = ()
         if self.graph.vocabulary is not None:
             elem, scale = IntType(max(1, (self.graph.vocabulary - 1).bit_length()), signed=False), 1.0
         elif spec.elem is not None and spec.scale is not None:
@@ -155,14 +162,32 @@ class Lowering:
         else:
             elem = IntType(self.width(name))
             scale = symmetric_scale(self.calibration.ranges[name], elem.bits)
+            if quantizer := self._only_quantizer(name):
+                elem, scale = smallest_type(trained_range(quantizer)), quantizer.number("scale")
+                minifloat = f"{MINIFLOAT}{quantizer.integer('mantissa')}" if quantizer.integer("mantissa") >= 0 else ""
+                trained = minifloat or quantizer.text("rounding"), quantizer.integer("zero")
         self.quantities[name] = Quantity(name, dims, np.asarray(scale), elem.range)
         self.dims[name] = dims
-        return Input(name, TensorType(("T", *(d for d in dims if d != 1)), elem, scale))
+        return Input(name, TensorType(("T", *(d for d in dims if d != 1)), elem, scale), *trained)
+
+    def only_quantized(self, v: str) -> bool:
+        """Whether only quantizers of the model read a value."""
+        readers = {n.op for n in self.graph.nodes if v in n.inputs}
+        return readers == {"fake_quantize"} and v != self.graph.output
+
+    def _only_quantizer(self, v: str) -> GraphNode | None:
+        """The quantizer that alone reads a value as it is; None where there is none."""
+        readers = [n for n in self.graph.nodes if v in n.inputs]
+        alone = len(readers) == 1 and readers[0].op == "fake_quantize" and v != self.graph.output
+        return readers[0] if alone and as_it_is(self, readers[0]) else None
 
     def program(self, name: str, entry: Input) -> Program:
         """The Program of the nodes so far; its output is the graph's, settled at its widest and called OUTPUT."""
         held = self.need(self.graph.output, self.width(self.graph.output))
-        if held.value != OUTPUT:
+        if held.value != OUTPUT and held.trained:
+            bounds = {"lo": held.known.lo, "hi": held.known.hi}
+            self._converted(held, held.scale, bounds, OUTPUT, self.producer[self.graph.output].loc)
+        elif held.value != OUTPUT:
             self._requantize(self.graph.output, held, self.width(self.graph.output))
         return Program(name, (entry,), tuple(self.constants), tuple(self.states), tuple(self.nodes), (OUTPUT,))
 
@@ -259,6 +284,15 @@ class Lowering:
         if form == UNIT:
             self._refuse_outside_unit(v)
         held, widest = self.quantities[v], self.width(v)
+        if held.trained:
+            if form == UNIT and not held.fits(form):
+                loc, bounds = (
+                    self.producer[v].loc if v in self.producer else self.graph.name,
+                    {"lo": 0, "hi": largest(16)},
+                )
+                held = self._converted(held, UNIT_SCALE, bounds, f"{v}.unit", loc)
+            self.narrowed[v, form] = held
+            return held
         if not held.fits(UNIT if self.is_unit(v) else widest):
             held = self.quantities[v] = self._requantize(v, held, widest)
         if isinstance(form, Format):
@@ -342,7 +376,12 @@ class Lowering:
 
         It is settled before the value is made.
         """
-        if v not in self.held:
+        if v not in self.held and self.producer[v].op == "fake_quantize":
+            known, unit = trained_range(self.producer[v]), self.producer[v].number("scale")
+            start = max(known.lo, min(known.hi, round(initial / unit)))
+            self.state(f"{v}.state", self.graph.dims[v], IntType(known.bits), unit, start)
+            self.held[v] = Quantity(f"{v}.state", self.graph.dims[v], np.asarray(unit), known, trained=True)
+        elif v not in self.held:
             bits, dims = min(self.width(v), self.recipe.held_bits), self.graph.dims[v]
             scale, name = self.scale_of(v, bits), f"{v}.state"
             bits = self.certified.get(name, bits)
@@ -350,6 +389,22 @@ class Lowering:
             self.state(name, dims, IntType(bits), scale, start)
             self.held[v] = Quantity(name, dims, np.asarray(scale), IntType(bits).range)
         return self.held[v]
+
+
+def as_it_is(low: Lowering, n: GraphNode) -> bool:
+    """Whether a `fake_quantize` has no factor and no offset."""
+    gain, shift = (low.graph.parameters[i] for i in n.inputs[1:])
+    return bool(np.all(gain == 1) and np.all(shift == 0))
+
+
+def trained_range(n: GraphNode) -> Interval:
+    """The integers of what a `fake_quantize` makes: its codes without their zero point."""
+    return Interval(n.integer("lo") - n.integer("zero"), n.integer("hi") - n.integer("zero"))
+
+
+def smallest_type(known: Interval) -> IntType:
+    """Unsigned where nothing is negative."""
+    return IntType(known.bits) if known.lo < 0 else IntType(max(1, known.bits - 1), signed=False)
 
 
 def reduced(m: int, s: int) -> tuple[int, int]:

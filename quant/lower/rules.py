@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from isobit.quant.capture.graph import GraphNode
-from isobit.quant.lower import layout, linear, norms, pointwise, recurrences
+from isobit.quant.lower import layout, linear, norms, pointwise, quantizers, recurrences
 from isobit.quant.lower.quantity import Lowering
 
 
@@ -33,6 +33,7 @@ RULES = {
     "einsum": Rule(("operand",), linear.einsum),
     "reduce": Rule(("wide",), linear.reduce),
     "history": Rule(("same",), linear.history),
+    "fake_quantize": Rule(("wide", "parameter"), quantizers.fake_quantize),
     "silu": Rule(("wide",), pointwise.silu),
     "sigmoid": Rule(("wide",), pointwise.sigmoid),
     "tanh": Rule(("wide",), pointwise.tanh),

@@ -84,6 +84,11 @@ class Start:
     def most(self) -> int:
         return int(self.magnitudes.max())
 
+    def lacking(self, unit: float) -> Floats:
+        """What rounding to `unit` of these units takes from the bias."""
+        units = self.units * unit
+        return np.asarray(self.bias.ravel() - np.rint(self.bias.ravel() / units) * units)
+
     def constant(self, low: Lowering, n: GraphNode, unit: float = 1.0) -> str:
         """At `unit` of these units."""
         codes = np.rint(self.bias.ravel() / (self.units * unit)).astype(np.int64)
@@ -96,14 +101,18 @@ class Start:
 
 def settle(low: Lowering, n: GraphNode, acc: str, scale: Floats, reach: int) -> None:
     """The accumulator of `n`; of one that is very wide, the high 32 bits, for a multiplier must fit beside it in 64."""
-    bits = Interval(-reach, reach).bits
-    if bits > WIDE_SUM:
-        axes, shift = letters(len(low.dims[acc])), bits - KEPT
-        reach = (reach >> shift) + 1
-        params = {"m": 1, "s": shift, "lo": -reach, "hi": reach}
-        acc = low.node("requantize", f"t{axes}->t{axes}", (acc,), f"{n.output}.high", n.loc, params)
-        scale = scale * 2.0**shift
+    low.sums[n.output] = Quantity(acc, low.graph.dims[n.output], np.asarray(scale), Interval(-reach, reach))
+    if Interval(-reach, reach).bits > WIDE_SUM and not low.only_quantized(n.output):
+        acc, scale, reach = high_bits(low, acc, f"{n.output}.high", n.loc, scale, reach)
     low.accumulator(n, acc, scale, Interval(-reach, reach))
+
+
+def high_bits(low: Lowering, acc: str, name: str, loc: str, scale: Floats, reach: int) -> tuple[str, Floats, int]:
+    """The high KEPT bits of a value up to `reach`: its name, scale and reach."""
+    axes, shift = letters(len(low.dims[acc])), Interval(-reach, reach).bits - KEPT
+    reach = (reach >> shift) + 1
+    params = {"m": 1, "s": shift, "lo": -reach, "hi": reach}
+    return low.node("requantize", f"t{axes}->t{axes}", (acc,), name, loc, params), scale * 2.0**shift, reach
 
 
 def exact_sum(

@@ -34,6 +34,12 @@ OPS: dict[str, Op] = {
     "requantize_per_channel": Op(
         POINTWISE, requantize.requantize_per_channel, cases=requantize.REQUANTIZE_PER_CHANNEL_CASES
     ),
+    "quantize": Op(POINTWISE, requantize.quantize, cases=requantize.QUANTIZE_CASES),
+    "quantize_per_channel": Op(POINTWISE, requantize.quantize_per_channel, cases=requantize.QUANTIZE_PER_CHANNEL_CASES),
+    "quantize_minifloat": Op(POINTWISE, minifloat.quantize_minifloat, cases=minifloat.QUANTIZE_MINIFLOAT_CASES),
+    "quantize_minifloat_per_channel": Op(
+        POINTWISE, minifloat.quantize_minifloat_per_channel, cases=minifloat.QUANTIZE_MINIFLOAT_PER_CHANNEL_CASES
+    ),
     "add": Op(POINTWISE, arithmetic.add, cases=arithmetic.ADD_CASES),
     "add_per_channel": Op(POINTWISE, arithmetic.add_per_channel, cases=arithmetic.ADD_PER_CHANNEL_CASES),
     "multiply": Op(POINTWISE, arithmetic.multiply, cases=arithmetic.MULTIPLY_CASES),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from isobit.quant.program import Array, Program, TensorType
+from isobit.quant.program import Array, Input, Program, TensorType
 from isobit.quant.storage import is_packed, packed, stored_bytes
 from isobit.quant.vectors import Vectors, golden
 from isobit.targets.c.kernels import (
@@ -69,13 +69,21 @@ def _scale(t: TensorType) -> str:
     return f"; one unit is {t.scale:.9g}" if t.scale is not None else ""
 
 
+def _rounding(i: Input) -> str:
+    """How the model's own quantizer, which the caller stands for, makes the input's integers."""
+    if not i.is_trained:
+        return ""
+    zero = f", less the zero point {i.zero}" if i.zero else ""
+    return f"; x / unit{f' + {i.zero}' * bool(i.zero)} in float32, rounded {i.rounding}{zero}"
+
+
 def header(n: Nest) -> str:
     p, name = n.program, identifier(n.program.name)
     fields = [
         f"  {element_type(s.type)} {identifier(s.name)}{dims(s.type)}; /* {s.type}, starts at {s.initial} */"
         for s in p.states
     ]
-    inputs = [f" *   {identifier(i.name)}: {i.type}{_scale(i.type)}" for i in p.inputs]
+    inputs = [f" *   {identifier(i.name)}: {i.type}{_scale(i.type)}{_rounding(i)}" for i in p.inputs]
     outputs = [f" *   {identifier(o)}: {n.type(o)}{_scale(n.type(o))}" for o in p.outputs]
     return "\n".join(
         [

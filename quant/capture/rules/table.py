@@ -14,6 +14,7 @@ from isobit.quant.capture.rules import (
     images,
     layout,
     products,
+    quantizers,
     recurrences,
 )
 from isobit.quant.capture.rules.builder import Rule
@@ -95,6 +96,9 @@ RULES: dict[str, Rule] = {
     "aten.lstm.input": cells.whole_lstm,
     "aten.gru.input": cells.whole_gru,
     "isobit.cell.default": cells.kept_whole,
+    "isobit.fake_quantize.default": quantizers.fake_quantize,
+    "isobit.exact.default": quantizers.exact,
+    "isobit.codes_times_scale.default": quantizers.codes_times_scale,
     "isobit.l2norm.default": functions.l2norm,
     "isobit.heaviside.default": lambda c, n: c.emit(n, "heaviside", (c.value(n, 0),), threshold=0.0),
     "isobit.shift.default": recurrences.custom("shift", 1),
@@ -129,7 +133,14 @@ IDENTITIES = (
 """Operators that change nothing in eval mode."""
 
 
-ONE_STEP = ("isobit.l2norm.default", "isobit.heaviside.default", "isobit.top_k_mask.default")
+ONE_STEP = (
+    "isobit.l2norm.default",
+    "isobit.heaviside.default",
+    "isobit.top_k_mask.default",
+    "isobit.fake_quantize.default",
+    "isobit.exact.default",
+    "isobit.codes_times_scale.default",
+)
 """Operators of isobit that look at one step only; all others run along time."""
 
 
@@ -143,6 +154,6 @@ SUPPORTED = sorted(
         for op in (*RULES, *layout.PARTS, *IDENTITIES, *time_last.CONVOLUTIONS)
         if "._" not in op
     }
-    - {"getitem", "isobit.cell"}
+    - {"getitem", "isobit.cell", "isobit.exact", "isobit.codes_times_scale", "isobit.fake_quantize"}
 )
 """What a message lists: operators by name, without those that only torch or isobit itself writes."""
