@@ -74,9 +74,11 @@ class Functions:
             doc_string=(c.storage.number[0].__doc__ or "").strip(),
         )
         own = packed.attributes(c)
-        return helper.make_node(
-            self._named(function), [packed.codes_name(c.name)], [c.name], name=c.name, domain=DOMAIN, **own
+        call = helper.make_node(
+            self._named(function), [packed.codes_name(c.name)], [c.name], name=c.name, domain=DOMAIN
         )
+        call.attribute.extend(helper.make_attribute(name, value) for name, value in sorted(own.items()))
+        return call
 
     def _of(self, n: Node, one_step: bool) -> str:
         return self._named(_function(n, self.checked, one_step))

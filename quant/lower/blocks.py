@@ -17,7 +17,7 @@ from isobit.quant.lower.quantity import WIDE_BITS, Lowering, Quantity, accumulat
 from isobit.quant.lower.sums import Moments, Start, corrected, exact_sum, importance, least_steps, settle
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Blocked(Quantity):
     """An operand of dims (..., blocks, size): real = integer * 2^exponent * scale.
 
@@ -69,7 +69,7 @@ def blocked_operand(low: Lowering, n: GraphNode, format: Blocks) -> Blocked:
     value = low.node("block_element", index, (x, exponents), f"{n.output}.elements", loc, params)
     scale = np.asarray(x.unit * 2.0**-shift)
     reach = most << WINDOW
-    return Blocked(value, x.dims, scale, Interval(-reach, reach), exponents, most)
+    return Blocked(value, x.dims, scale, Interval(-reach, reach), exponents=exponents, largest=most)
 
 
 def blocked_products(
