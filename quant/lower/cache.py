@@ -89,12 +89,14 @@ def _constant(low: Lowering, name: str, integers: np.ndarray) -> Quantity:
 
 
 def _keep_values(low: Lowering, n: GraphNode) -> None:
-    """Codes of values, with a zero and a step per token and group, from its least and largest; three rings."""
+    """Codes of values, with a zero and a step per token and group, from its least and largest; three rings.
+
+    A zero counts 2^whole units of x, so that it is a byte; a step counts 2^-fine of them, 2^(bits - 2) to a zero's.
+    """
     x, bits = low.need(n.inputs[0], low.recipe.wide_bits), low.recipe.cache_bits
-    most = math.floor(low.calibration.ranges[n.inputs[0]].absmax / x.unit)
+    most, role = math.floor(low.calibration.ranges[n.inputs[0]].absmax / x.unit), n.output
     whole = max(0, most.bit_length() - 7)
     fine = bits - 2 - whole
-    role = n.output
 
     def reduced(op: str, name: str) -> str:
         return low.node(op, "tgv->tg", (x,), f"{role}.{name}", n.loc, {"acc": 32})
@@ -140,9 +142,10 @@ def _packed(low: Lowering, n: GraphNode, x: Quantity) -> Quantity:
 
 
 def _kept(low: Lowering, n: GraphNode, x: Quantity, role: str = "") -> Quantity:
-    """The last values of x, with the window as first axis."""
+    """The last values of x, with the window as first axis; alone, they have no unit."""
     length, axes = n.integer("length"), letters(len(x.dims))
     ring = linear.ring_of(low, n, length - 1, x, role)
+    low.states[-1] = replace(low.states[-1], type=replace(low.states[-1].type, scale=None))
     name, params = f"{n.output}{role and '.kept'}{role}", {"length": length}
     index, sizes = f"t{axes}->tw{axes}", {"w": length}
     value = low.node("history", index, (x,), name, n.loc, params, None, ring, sizes)

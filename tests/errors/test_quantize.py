@@ -299,6 +299,8 @@ def test_settings() -> None:
         Recipe("r", act_bits=1)
     with pytest.raises(InputError, match="below act_bits"):
         Recipe("r", wide_bits=4)
+    with pytest.raises(InputError, match="recipe r: cache_bits is 8, expected 2 or 4, or 0: as act_bits"):
+        Recipe("r", cache_bits=8)
     with pytest.raises(InputError, match="expected quad"):
         Recipe("r", nonlinear="lut")
     for elem, scale in ((IntType(8), None), (None, 0.5), (IntType(8), 0.3), (IntType(8), -0.5), (IntType(17), 0.5)):

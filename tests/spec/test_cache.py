@@ -15,8 +15,16 @@ from isobit.quant.calibrate.observe import Calibration
 from isobit.quant.interpret import interpret
 from isobit.quant.nn import CausalAttention
 from isobit.quant.ops.cache import (
-    INVERSE_BITS, INVERSES, MOST_STEP, cache_code, code_of_byte, inverse_of, join_codes, token_step, token_zero,
-)  # fmt: skip
+    INVERSE_BITS,
+    INVERSES,
+    MOST_STEP,
+    cache_code,
+    code_of_byte,
+    inverse_of,
+    join_codes,
+    token_step,
+    token_zero,
+)
 from isobit.quant.program import Array, Arrays, Node
 from isobit.quant.quantize import Quantized, program_inputs, quantize, snr
 from isobit.quant.recipe import RECIPES, Recipe, recipe_named, with_layers
@@ -128,7 +136,9 @@ def test_codes_of_keys_are_kivi_s_per_channel(shape: str, recipe: str, bits: int
     assert set(np.unique(r["keys.codes"])) <= set(range(levels + 1))
     inside = (k << up >= zero) & (k << up <= zero + levels * step)
     assert inside.mean() > 0.8
-    assert (np.abs((k << up) - (zero + step * r["keys.codes"]))[inside] * 2 <= np.broadcast_to(step, k.shape)[inside]).all()
+    assert (
+        np.abs((k << up) - (zero + step * r["keys.codes"]))[inside] * 2 <= np.broadcast_to(step, k.shape)[inside]
+    ).all()
 
 
 @both_widths
@@ -190,7 +200,7 @@ def test_products_are_those_of_the_levels(shape: str, recipe: str, bits: int) ->
 def test_the_loss_is_that_of_kivi_in_floats(shape: str, bits: int) -> None:
     """KIVI's formula on the float model's keys and values, ranges of keys from calibration."""
     r = run(shape, bits, "a16")
-    heads, groups, size, _, window = SHAPES[shape]
+    _, _, size, _, window = SHAPES[shape]
     graph, levels = r.made.graph, (1 << bits) - 1
     values = evaluate(graph, r.x)
     inputs = {n.output: n.inputs[0] for n in graph.nodes}
