@@ -71,6 +71,8 @@ RECIPES_OF_TESTS = {
     "e4m3": {"activations": "e4m3"},
 }
 
+NARROW = ("narrow", "narrower")
+
 
 @dataclass(frozen=True)
 class Run:
@@ -106,9 +108,9 @@ every_recipe = pytest.mark.parametrize("recipe", RECIPES_OF_TESTS)
 both_widths = pytest.mark.parametrize("bits", BITS)
 
 
-def kivi(x: Array, zero: Array, step: Array, bits: int) -> Array:
+def kivi(x: Array, zero: Array | int, step: Array | int, bits: int) -> Array:
     """round((x - zero) / step), half up, in 0 to 2^bits - 1."""
-    return np.clip((2 * (x - zero) + step) // (2 * step), 0, (1 << bits) - 1)
+    return np.asarray(np.clip((2 * (x - zero) + step) // (2 * step), 0, (1 << bits) - 1))
 
 
 def per_group(x: Array, groups: int, *dims: int) -> Array:
@@ -149,6 +151,7 @@ def test_codes_of_values_are_kivi_s_per_token(shape: str, recipe: str, bits: int
     r = run(shape, bits, recipe)
     groups, width = SHAPES[shape][1], SHAPES[shape][3]
     v = per_group(r.taps[r.node("values.codes").inputs[0]], groups, width)
+    assert (np.abs(v).max() > 127) == (recipe not in NARROW), "coded from the wide form"
     whole, levels = r.node("values.zero").param["s"], (1 << bits) - 1
     zero = np.clip(v.min(-1) >> whole, -128, 127)
     fine, low = v << (bits - 2), zero << (whole + bits - 2)
@@ -241,7 +244,7 @@ def test_a_byte_holds_its_codes(bits: int) -> None:
 @both_widths
 @every_shape
 def test_the_rings_hold_the_codes_in_bytes(shape: str, bits: int) -> None:
-    """(codes) of the last W - 1 steps, `8 / bits` of them to a byte, channel c in byte c modulo the bytes."""
+    """Of the last W - 1 steps, 8 / bits of them to a byte, channel c in byte c modulo the number of bytes."""
     r = run(shape, bits)
     _, groups, size, width, window = SHAPES[shape]
     _, states = interpret(r.made.program, program_inputs(r.made.program, r.x))
@@ -252,7 +255,7 @@ def test_the_rings_hold_the_codes_in_bytes(shape: str, bits: int) -> None:
         codes = per_group(r[f"{role}.codes"], groups, channels)[:, 1 - window :]
         padded = np.pad(codes, ((0, 0), (0, 0), (0, 0), (0, room * count - channels)))
         parts = padded.reshape(*padded.shape[:3], count, room)
-        expected = sum(parts[..., i, :] << (bits * i) for i in range(count)) - 128
+        expected = (parts << (bits * np.arange(count))[:, None]).sum(3) - 128
         assert np.array_equal(held.reshape(expected.shape), expected)
         state = r.made.program.state[f"attention.{role}.ring"].type
         assert (state.elem.container, state.size) == (8, (window - 1) * groups * room)
@@ -265,12 +268,12 @@ def test_the_rings_hold_the_codes_in_bytes(shape: str, bits: int) -> None:
 def test_the_division_by_a_step_is_exact(top: int, bits: int) -> None:
     """At every tie and beside it, for every step up to `top` or 1000 of them; s is the lowering's."""
     s = bits + 2 * (top.bit_length() + 1)
-    for step in np.unique(np.linspace(1, top, 1000).astype(int)):
-        ties = np.arange(-1, (1 << bits) + 2) * int(step) - int(step) // 2
+    for step in np.unique(np.linspace(1, top, 1000).astype(int)).tolist():
+        ties = np.arange(-1, (1 << bits) + 2) * step - step // 2
         x = (ties[:, None] + np.arange(-2, 3)).ravel()
         params = {"up": 1, "down": 0, "coarse": 1, "s": s, "bits": bits}
-        got = cache_code(x, 0, int(step), inverse_of(int(step), s), **params)
-        assert np.array_equal(got, kivi(x, np.int64(0), np.int64(step), bits)), step
+        got = cache_code(x, 0, step, inverse_of(step, s), **params)
+        assert np.array_equal(got, kivi(x, 0, step, bits)), step
 
 
 @both_widths
@@ -279,7 +282,7 @@ def test_the_table_of_inverses_is_exact_for_every_token(bits: int) -> None:
     x = np.arange(-300, MOST_STEP * ((1 << bits) + 1))
     for step in range(1, MOST_STEP + 1):
         got = cache_code(x, 0, step, INVERSES[step], **params)
-        assert np.array_equal(got, kivi(x, np.int64(0), np.int64(step), bits)), step
+        assert np.array_equal(got, kivi(x, 0, step, bits)), step
 
 
 def test_a_token_s_step_reaches_its_maximum() -> None:
