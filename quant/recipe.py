@@ -23,11 +23,14 @@ MODES = ("quad", "ivit", "clz", "lut")
 """Of nonlinears: the default; the arithmetic of I-ViT as published; its approximations with reciprocals that keep their
 bits; tables of 10-bit inputs."""
 
-OF_LAYERS = ("weights", "activations", "act_bits", "wide_bits", "state_bits", "nonlinear")
+OF_LAYERS = ("weights", "activations", "act_bits", "wide_bits", "state_bits", "cache_bits", "nonlinear")
 """What a layer may have of its own."""
 
 NAMES = ("weights", "activations", "nonlinear")
 """Of these, the texts; the others are numbers."""
+
+CACHE_BITS = (0, 2, 4)
+"""Of keys and values; a byte holds whole codes."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Recipe:
     operands; integers of act_bits where empty.  act_bits: also of keys and queries, B and C of recurrences.
     wide_bits: what enters a nonlinear, the step size and the drive of recurrences, gates, the residual stream, outputs.
     state_bits: of recurrences, up to 32; or CERTIFIED.  nonlinear: one of MODES, of exponentials, gates and norms.
+    cache_bits: of the keys and values that attention keeps, asymmetric, with a zero and a step per channel of keys and
+    per token of values; 0: symmetric, as other operands.
     layers: for layers whose path matches a pattern (of fnmatch, the last that does), widths of their own.
     """
 
@@ -47,6 +52,7 @@ class Recipe:
     act_bits: int = 8
     wide_bits: int = 16
     state_bits: int = STATE_BITS
+    cache_bits: int = 0
     nonlinear: str = "quad"
     layers: Mapping[str, Mapping[str, int | str]] = field(default_factory=dict)
 
@@ -71,6 +77,8 @@ class Recipe:
                 raise InputError(f"recipe {self.name}: {key} is {bits}, expected 2 to 16")
         if self.state_bits != CERTIFIED and not 2 <= self.state_bits <= 32:
             raise InputError(f"recipe {self.name}: state_bits is {self.state_bits}, expected 2 to 32, or 0: certified")
+        if self.cache_bits not in CACHE_BITS:
+            raise InputError(f"recipe {self.name}: cache_bits is {self.cache_bits}, expected 2 or 4, or 0: as act_bits")
         if self.wide_bits < self.act_bits:
             raise InputError(f"recipe {self.name}: wide_bits {self.wide_bits} is below act_bits {self.act_bits}")
         if self.nonlinear not in MODES:
@@ -143,6 +151,8 @@ RECIPES = {
         Recipe("fp8-e4m3", weights="e4m3", activations="e4m3"),
         Recipe("fp6-e3m2", weights="e3m2", activations="e3m2"),
         Recipe("w8a8-certified", state_bits=CERTIFIED),
+        Recipe("w8a8-kv4", cache_bits=4),
+        Recipe("w8a8-kv2", cache_bits=2),
     )
 }
 

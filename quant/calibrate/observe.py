@@ -35,16 +35,21 @@ class Range:
 class Calibration:
     """Ranges by value; a recurrence `r` adds `r.state`, its states, and `r.v`, dt * u.  samples: sequences seen.
 
-    peaks: the largest magnitude of every element, of the value's dims; of states too.  means, squares: the
-    mean of every element, and that of its square.
+    least, most: of every element, of the value's dims; of states too.  means, squares: the mean of every element, and
+    that of its square.
     Every limit is rounded to float32, so that the order of a float sum does not reach the integers.
     """
 
     ranges: Mapping[str, Range]
     samples: int
-    peaks: Mapping[str, Floats]
+    least: Mapping[str, Floats]
+    most: Mapping[str, Floats]
     means: Mapping[str, Floats]
     squares: Mapping[str, Floats]
+
+    def peaks(self, v: str) -> Floats:
+        """The largest magnitude of every element of a value or a state."""
+        return np.maximum(np.abs(self.least[v]), np.abs(self.most[v]))
 
 
 def check_array(x: npt.ArrayLike, source: str) -> Floats:
@@ -103,7 +108,8 @@ def float_outputs(graph: Graph, x: Floats) -> Floats:
 def observe(graph: Graph, x: Floats, progress: Callable[[float], None] | None = None) -> Calibration:
     """Ranges of all values, and of the recurrences' states and drives, over samples x, (B, T, *dims)."""
     seen: dict[str, Range] = {}
-    peaks: dict[str, Floats] = {}
+    least: dict[str, Floats] = {}
+    most: dict[str, Floats] = {}
     means: dict[str, Floats] = {}
     squares: dict[str, Floats] = {}
 
@@ -116,8 +122,8 @@ def observe(graph: Graph, x: Floats, progress: Callable[[float], None] | None = 
         for moments, values in ((means, array), (squares, array * array)):
             share = values.mean((0, 1)) * (len(array) / len(x))
             moments[name] = moments[name] + share if name in moments else share
-        peak = np.abs(array).max((0, 1))
-        peaks[name] = np.maximum(peaks[name], peak) if name in peaks else peak
+        lo, hi = array.min((0, 1)), array.max((0, 1))
+        least[name], most[name] = np.minimum(least.get(name, lo), lo), np.maximum(most.get(name, hi), hi)
 
     done = 0
     for part in _chunks(x):
@@ -134,11 +140,11 @@ def observe(graph: Graph, x: Floats, progress: Callable[[float], None] | None = 
     seen |= {n.output: seen[n.inputs[0]] for n in graph.nodes if n.op == "previous"}
     with np.errstate(over="ignore"):
         ranges = {k: Range(float(np.float32(r.lo)), float(np.float32(r.hi))) for k, r in seen.items()}
-        peaks = {k: p.astype(np.float32).astype(np.float64) for k, p in peaks.items()}
-        means, squares = (
-            {k: m.astype(np.float32).astype(np.float64) for k, m in moments.items()} for moments in (means, squares)
+        least, most, means, squares = (
+            {k: np.asarray(p, np.float32).astype(np.float64) for k, p in rows.items()}
+            for rows in (least, most, means, squares)
         )
-    return Calibration(ranges, len(x), peaks, means, squares)
+    return Calibration(ranges, len(x), least, most, means, squares)
 
 
 def _chunks(x: Floats) -> Iterator[Floats]:

@@ -189,7 +189,7 @@ def positions_conv1d(low: Lowering, n: GraphNode) -> None:
     )
 
 
-def _ring(low: Lowering, n: GraphNode, steps: int, x: Quantity, role: str = "") -> str:
+def ring_of(low: Lowering, n: GraphNode, steps: int, x: Quantity, role: str = "") -> str:
     """The last inputs, which start at 0; their number is an axis even where it is 1."""
     name = low.state(f"{n.output}.ring{role}", (steps, *x.dims), IntType(x.known.bits), x.unit)
     held = low.states[-1]
@@ -201,21 +201,21 @@ def _ring(low: Lowering, n: GraphNode, steps: int, x: Quantity, role: str = "") 
 def causal_conv1d(low: Lowering, n: GraphNode) -> None:
     """As `linear`; the ring holds the quantized input and starts at 0."""
     x, weight = low.need(n.inputs[0], low.recipe.operand), low.graph.parameters[n.inputs[1]]
-    ring = partial(_ring, low, n, weight.shape[1] - 1)
+    ring = partial(ring_of, low, n, weight.shape[1] - 1)
     bias, moments = _bias(low, n, weight.shape[:1]), _moments(low, n, (), 1)
     _products(low, n, "causal_conv1d", "tc,cj,c->tc", x, weight, bias, 1, state=ring, moments=moments)
 
 
 def causal_fir(low: Lowering, n: GraphNode) -> None:
     x, weight = low.need(n.inputs[0], low.recipe.operand), low.graph.parameters[n.inputs[1]]
-    ring = partial(_ring, low, n, weight.shape[2] - 1)
+    ring = partial(ring_of, low, n, weight.shape[2] - 1)
     bias, moments = _bias(low, n, weight.shape[:1]), _moments(low, n, (), 1)
     _products(low, n, "causal_conv1d", "tc,ncj,n->tn", x, weight, bias, 2, state=ring, moments=moments)
 
 
 def history(low: Lowering, n: GraphNode) -> None:
     x, length = low.need(n.inputs[0], low.width(n.output)), n.integer("length")
-    ring = _ring(low, n, length - 1, x)
+    ring = ring_of(low, n, length - 1, x)
     axes = letters(len(x.dims))
     index, params = f"t{axes}->tw{axes}", {"length": length}
     value = low.node(

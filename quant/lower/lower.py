@@ -143,7 +143,7 @@ def _asked(graph: Graph, recipe: Recipe) -> dict[str, set[Form]]:
         wants, bits = RULES[n.op].wants, _forms(recipe.at(n.loc))
         for i, v in enumerate(n.inputs):
             want = wants[min(i, len(wants) - 1)]
-            if want == "same":
+            if want == "same" or (want == "cached" and not recipe.at(n.loc).cache_bits):
                 asked[v] |= asked[n.output]
             elif want in bits and v in asked:
                 asked[v].add(bits[want])
@@ -154,4 +154,4 @@ def _forms(recipe: Recipe) -> dict[str, Form]:
     """What the words of a rule's `wants` mean."""
     widths = {"act": recipe.act_bits, "wide": recipe.wide_bits, "state": recipe.held_bits}
     operand = WIDE_BITS if recipe.blocks else recipe.operand
-    return {**widths, "operand": operand, "unit": UNIT}
+    return {**widths, "operand": operand, "unit": UNIT, "cached": recipe.wide_bits}

@@ -132,7 +132,7 @@ def _finer(bits: int) -> float:
 
 def _per_row(low: Lowering, state: str, dims: Dims, bits: int) -> Floats:
     """The unit of every row of a matrix state, (..., V, 1), from the largest magnitude seen in the row."""
-    peaks = low.calibration.peaks[state].reshape(dims).max(-1, keepdims=True)
+    peaks = low.calibration.peaks(state).reshape(dims).max(-1, keepdims=True)
     return _row_units(peaks, bits)
 
 
@@ -147,7 +147,7 @@ def _wide_units(low: Lowering, v: str) -> Floats:
     bits = low.recipe.wide_bits
     if low.is_unit(v):
         return np.full(low.graph.dims[v], UNIT_SCALE)
-    return _row_units(low.calibration.peaks[v].reshape(low.graph.dims[v]), bits)
+    return _row_units(low.calibration.peaks(v).reshape(low.graph.dims[v]), bits)
 
 
 def _at(low: Lowering, n: GraphNode, v: str, unit: Floats, role: str) -> Quantity:

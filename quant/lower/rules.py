@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from isobit.quant.capture.graph import GraphNode
-from isobit.quant.lower import layout, linear, norms, pointwise, quantizers, recurrences
+from isobit.quant.lower import cache, layout, linear, norms, pointwise, quantizers, recurrences
 from isobit.quant.lower.quantity import Lowering
 
 
@@ -15,7 +15,8 @@ class Rule:
     """emit: adds the nodes to the Program.
 
     wants: the form of each operand, the last one for all that follow: act or wide, a width of the recipe; operand, a
-    width or a minifloat; unit; state, what a state holds; same, whatever is asked of the result; any; parameter.
+    width or a minifloat; unit; state, what a state holds; same, whatever is asked of the result; cached, the same or,
+    where the recipe keeps codes, wide; any; parameter.
     """
 
     wants: tuple[str, ...]
@@ -30,9 +31,9 @@ RULES = {
     "causal_conv1d": Rule(("operand", "parameter"), linear.causal_conv1d),
     "causal_fir": Rule(("operand", "parameter"), linear.causal_fir),
     "embedding": Rule(("any", "parameter"), linear.embedding),
-    "einsum": Rule(("operand",), linear.einsum),
+    "einsum": Rule(("operand",), cache.einsum),
     "reduce": Rule(("wide",), linear.reduce),
-    "history": Rule(("same",), linear.history),
+    "history": Rule(("cached",), cache.history),
     "fake_quantize": Rule(("wide", "parameter"), quantizers.fake_quantize),
     "silu": Rule(("wide",), pointwise.silu),
     "sigmoid": Rule(("wide",), pointwise.sigmoid),

@@ -301,6 +301,8 @@ def test_settings() -> None:
         Recipe("r", wide_bits=4)
     with pytest.raises(InputError, match="expected one of quad, ivit, clz, lut"):
         Recipe("r", nonlinear="lookup")
+    with pytest.raises(InputError, match="recipe r: cache_bits is 8, expected 2 or 4, or 0: as act_bits"):
+        Recipe("r", cache_bits=8)
     for elem, scale in ((IntType(8), None), (None, 0.5), (IntType(8), 0.3), (IntType(8), -0.5), (IntType(17), 0.5)):
         with pytest.raises(InputError, match="input"):
             InputSpec(elem, scale)

@@ -22,6 +22,9 @@ weights = "e2m1"
 [layers.head]
 state_bits = 32
 act_bits = 16
+
+[layers."*.attn"]
+cache_bits = 2
 """
 
 
@@ -31,6 +34,7 @@ def test_a_file_is_its_recipe(tmp_path: Path) -> None:
     layers: dict[str, dict[str, int | str]] = {
         "blocks.0.*": {"weights": "e2m1"},
         "head": {"state_bits": 32, "act_bits": 16},
+        "*.attn": {"cache_bits": 2},
     }
     assert recipe_of(str(path)) == Recipe("mine", "int4-g32", act_bits=12, state_bits=CERTIFIED, layers=layers)
     path.write_text('version = 1\nname = "other"\n')
@@ -68,6 +72,12 @@ WRONG = {
         "[layers.head]\nstate_bits = 32\nact_bits = 16\n",
         "[layers]\nhead = 3",
     ): r"line 6: expected a table for each pattern",
+    (
+        "cache_bits = 2",
+        "cache_bits = 3",
+    ): r"line 14: .*layers '\*\.attn': cache_bits is 3, expected 2 or 4, or 0: as act_bits",
+    ("cache_bits = 2", 'cache_bits = "4"'): r"line 14: cache_bits is '4', expected a whole number",
+    ("act_bits = 12", "cache_bits = 8"): r"line 3: recipe mine: cache_bits is 8, expected 2 or 4",
     ("act_bits = 12", "act_bits 12"): r"mine\.toml: Expected '=' after a key.*line 3",
 }
 

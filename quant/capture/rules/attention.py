@@ -24,8 +24,8 @@ def causal_attention(c: Capture, n: fx.Node) -> None:
     scaled = b.add("scale", q, b.parameter(str(factor), np.array(float(factor))), role="scaled_q")
     grouped = b.reshaped(scaled, groups, heads // groups, size)
     if window > 1:
-        k = b.add("history", k, role="keys", dims=(window, groups, size), length=window)
-        v = b.add("history", v, role="values", dims=(window, groups, width), length=window)
+        k = b.add("history", k, role="keys", dims=(window, groups, size), length=window, cache="keys")
+        v = b.add("history", v, role="values", dims=(window, groups, width), length=window, cache="values")
     else:
         k, v = b.reshaped(k, 1, groups, size), b.reshaped(v, 1, groups, width)
     dims = (groups, heads // groups, window)
