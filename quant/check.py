@@ -52,6 +52,12 @@ def loop_parameters(n: Node) -> set[str]:
     return slides | set(STRUCTURE_PARAMETERS.get(n.spec.structure, ()))
 
 
+def term_parameters(n: Node) -> dict[str, int]:
+    """The parameters that a node's definition takes."""
+    of_loops = loop_parameters(n)
+    return {k: v for k, v in n.params if k not in of_loops}
+
+
 @dataclass(frozen=True)
 class Checked:
     """Facts about a Program: type and interval of every value, and every definition specialised to its intervals.
@@ -264,8 +270,7 @@ class _Checker:
 
     def _node(self, n: Node) -> None:
         c, out, structure = self.c, n.output, n.spec.structure
-        of_loops = loop_parameters(n)
-        params = {k: v for k, v in n.params if k not in of_loops}
+        params = term_parameters(n)
         ranges = [c.ranges[i] for i in n.inputs]
         match structure:
             case Structure.POINTWISE:

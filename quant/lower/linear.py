@@ -18,6 +18,7 @@ from isobit.quant.lower.blocks import blocked_operand, blocked_products, is_bloc
 from isobit.quant.lower.moves import padded
 from isobit.quant.lower.quantity import Lowering, Quantity, accumulator_bits, largest, letters
 from isobit.quant.lower.sums import Start, element_of, exact_sum, least_steps, settle
+from isobit.quant.lower.terms import largest_dot, largest_sums, term_op, term_params, term_unit, weight_constant
 from isobit.quant.program import IntType
 
 PRECISE = FORMATS["int16"]
@@ -44,19 +45,20 @@ def _products(
         blocked_products(low, n, index, x, weight, bias, chosen, channels)
         return
     q = quantized_rows(rows, chosen, least_steps(starts, x, chosen))
-    element = element_of(chosen)
-    kernel = low.constant(f"{n.output}.weight", q.codes.reshape(weight.shape), element.elem, mantissa=element.mantissa)
-    start = Start(bias, x.unit * q.steps)
+    element, product_unit = element_of(chosen), term_unit(x)
+    kernel = weight_constant(low, n, x, q.codes.reshape(weight.shape), element)
+    start = Start(bias, product_unit * q.steps)
 
     def emit(part: Quantity, role: str, acc: dict[str, int], first: str) -> str:
         ring = state(part, role) if state else None
-        own, sizes, name = {**(params or {}), **acc}, _new_axes(low, n, index), f"{n.output}.acc{role}"
-        return low.node(op, index, (part, kernel, first), name, n.loc, own, state=ring, sizes=sizes)
+        own = {**(params or {}), **term_params(x), **acc}
+        sizes, name = _new_axes(low, n, index), f"{n.output}.acc{role}"
+        return low.node(term_op(x, op), index, (part, kernel, first), name, n.loc, own, state=ring, sizes=sizes)
 
-    sums = np.abs(q.codes).sum((1, 2))
-    acc, unit, reach = exact_sum(low, n, x, int(sums.max()) * x.magnitude, start, emit)
-    reach = min(reach, int((sums * x.magnitude + start.magnitudes).max())) if unit == 1 else reach
-    settle(low, n, acc, (x.unit * unit * q.steps).reshape(channels or bias.shape), reach)
+    sums = largest_sums(x, q.codes, element)
+    acc, unit, reach = exact_sum(low, n, x, int(sums.max()), start, emit)
+    reach = min(reach, int((sums + start.magnitudes).max())) if unit == 1 else reach
+    settle(low, n, acc, (product_unit * unit * q.steps).reshape(channels or bias.shape), reach)
 
 
 def _new_axes(low: Lowering, n: GraphNode, index: str) -> dict[str, int]:
@@ -134,7 +136,7 @@ def _every(low: Lowering, n: GraphNode, x: Quantity, axis: int, step: int, size:
     axes = letters(len(x.dims))
     params = {"start": 0, "step": step, "size": size}
     index = f"t{axes}->t{axes.replace(axes[axis], 'z')}"
-    value = low.node("take", index, (x,), name, n.loc, params, x.unit, sizes={"z": size})
+    value = low.node("take", index, (x,), name, n.loc, params, x.shown_scale, sizes={"z": size})
     return replace(x, value=value, dims=low.dims[value])
 
 
@@ -147,7 +149,7 @@ def positions_conv1d(low: Lowering, n: GraphNode) -> None:
 
 def _ring(low: Lowering, n: GraphNode, steps: int, x: Quantity, role: str = "") -> str:
     """The last inputs, which start at 0; their number is an axis even where it is 1."""
-    name = low.state(f"{n.output}.ring{role}", (steps, *x.dims), IntType(x.known.bits), x.unit)
+    name = low.state(f"{n.output}.ring{role}", (steps, *x.dims), IntType(x.known.bits), x.shown_scale)
     held = low.states[-1]
     kept = (steps, *(d for d in x.dims if d != 1))
     low.states[-1] = replace(held, type=replace(held.type, shape=kept))
@@ -194,19 +196,20 @@ def embedding(low: Lowering, n: GraphNode) -> None:
 
 
 def einsum(low: Lowering, n: GraphNode) -> None:
-    """A product of two values, exact."""
+    """A sum of products of two values."""
     a, b = (low.need(i, low.recipe.operand) for i in n.inputs)
     operands, _, output = n.text("index").partition("->")
     left, right = operands.split(",")
     sizes = dict(zip(left, a.dims, strict=True)) | dict(zip(right, b.dims, strict=True))
     count = math.prod(d for k, d in sizes.items() if k not in output)
-    scale = a.unit * b.unit
+    scale = term_unit(a) * b.unit
     index = f"t{left},t{right}->t{output}"
 
     def emit(part: Quantity, role: str, acc: dict[str, int], _: str) -> str:
-        return low.node("dot", index, (part, b), f"{n.output}.acc{role}", n.loc, acc, None if role else scale)
+        own, unit = {**term_params(a), **acc}, None if role else scale
+        return low.node(term_op(a, "dot"), index, (part, b), f"{n.output}.acc{role}", n.loc, own, unit)
 
-    acc, unit, reach = exact_sum(low, n, a, count * a.magnitude * b.magnitude, None, emit)
+    acc, unit, reach = exact_sum(low, n, a, largest_dot(a, b, count), None, emit)
     settle(low, n, acc, np.asarray(scale * unit), reach)
 
 
