@@ -122,14 +122,14 @@ def _values_of(c: Constant) -> Interval:
     known = Interval(int(c.array.min()), int(c.array.max()))
     if known not in c.type.elem.range:
         raise CheckError(f"{c.name} has values in {known}, {c.type.elem} does not hold them")
-    if c.mantissa is not None:
+    if c.storage.is_coded:
         _refuse_other_numbers(c)
     return known
 
 
 def _refuse_other_numbers(c: Constant) -> None:
     mantissa, most = c.mantissa, c.type.elem.bits - c.type.elem.signed
-    if mantissa is None or not 0 <= mantissa < most or c.storage.bits > WIDEST:
+    if mantissa is not None and (not 0 <= mantissa < most or c.storage.bits > WIDEST):
         raise CheckError(f"{c.name}: {c.type.elem} holds no minifloats with a mantissa of {mantissa} bits")
     try:
         c.storage.codes(c.array)
@@ -196,6 +196,8 @@ class _Checker:
             _refuse_large(name, shape)
             if not 1 <= t.elem.bits <= 63 + t.elem.signed:
                 raise CheckError(f"{name} has elements {t.elem}, expected i1 to i64 or u1 to u63")
+            if not t.elem.zero and name not in p.constant:
+                raise CheckError(f"{name} has elements {t.elem}, which only constants have")
             self.c.ranges[name] = t.elem.range
         self.c.ranges.update({c.name: _values_of(c) for c in p.constants})
 

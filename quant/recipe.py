@@ -153,6 +153,7 @@ RECIPES = {
         Recipe("w4a4", weights="int4-g32", act_bits=4),
         Recipe("w2a8", weights="int2-g32"),
         Recipe("ternary-a8", weights="ternary"),
+        Recipe("binary-a8", weights="binary"),
         Recipe("pot-a8", weights="pot4"),
         Recipe("mxfp8", weights="mxfp8", activations="mxfp8"),
         Recipe("mxfp6", weights="mxfp6", activations="mxfp6"),

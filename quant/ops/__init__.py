@@ -58,6 +58,7 @@ OPS: dict[str, Op] = {
     "sqrt": Op(POINTWISE, division.sqrt, cases=division.SQRT_CASES),
     "maximum": Op(POINTWISE, division.maximum, cases=division.MAXIMUM_CASES),
     "heaviside": Op(POINTWISE, division.heaviside, cases=division.HEAVISIDE_CASES),
+    "sign": Op(POINTWISE, division.sign, cases=division.SIGN_CASES),
     "softplus": Op(POINTWISE, softplus.softplus, cases=softplus.SOFTPLUS_CASES),
     "rsqrt": Op(POINTWISE, rmsnorm.rsqrt, cases=rmsnorm.RSQRT_CASES),
     "rmsnorm_scale": Op(POINTWISE, rmsnorm.rmsnorm_scale, cases=rmsnorm.RMSNORM_SCALE_CASES),
