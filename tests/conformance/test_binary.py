@@ -11,14 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from isobit.export.tvm import vnni
+from isobit.quant.expr.interval import Interval
+from isobit.quant.expr.rewrite import multiplies
+from isobit.quant.expr.symbols import trace
 from isobit.quant.facts import macs, sums
 from isobit.quant.interpret import interpret
 from isobit.quant.nn import Heaviside, LinearRecurrence
+from isobit.quant.ops.matmul import product
 from isobit.quant.program import Arrays
 from isobit.quant.quantize import Quantized, agreement, program_inputs, quantize
 from isobit.quant.recipe import Recipe
 from isobit.quant.vectors import golden
 from isobit.targets.gpu.driver import NO_GPU
+from isobit.targets.hls import expression
 from isobit.targets.hls.package import Package
 from isobit.targets.hls.target import figures
 from isobit.targets.nest import nest
@@ -133,6 +138,16 @@ def test_codes_are_the_signs_of_the_float_model() -> None:
     share = agreement(q.program, q.graph, x)
     assert share is not None
     assert share > 0.99
+
+
+@pytest.mark.parametrize(
+    ("lo", "hi", "needed"), [(-1, 1, False), (0, 1, False), (-1, -1, False), (-2, 1, True), (-1, 2, True), (0, 3, True)]
+)
+def test_a_product_is_a_selection_where_an_operand_lies_between_minus_1_and_1(lo: int, hi: int, needed: bool) -> None:
+    for operands in ([Interval(-128, 127), Interval(lo, hi)], [Interval(lo, hi), Interval(-128, 127)]):
+        traced = trace(product, operands, {})
+        assert multiplies(traced) is needed
+        assert ("*" in expression.inline(traced, ["a", "b"], {})) is needed
 
 
 @pytest.mark.parametrize("recipe", ["binary-a8", "ternary-a8"])
