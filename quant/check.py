@@ -52,6 +52,12 @@ def loop_parameters(n: Node) -> set[str]:
     return slides | set(STRUCTURE_PARAMETERS.get(n.spec.structure, ()))
 
 
+def term_parameters(n: Node) -> dict[str, int]:
+    """The parameters that a node's definition takes."""
+    of_loops = loop_parameters(n)
+    return {k: v for k, v in n.params if k not in of_loops}
+
+
 @dataclass(frozen=True)
 class Checked:
     """Facts about a Program: type and interval of every value, and every definition specialised to its intervals.
@@ -116,14 +122,14 @@ def _values_of(c: Constant) -> Interval:
     known = Interval(int(c.array.min()), int(c.array.max()))
     if known not in c.type.elem.range:
         raise CheckError(f"{c.name} has values in {known}, {c.type.elem} does not hold them")
-    if c.mantissa is not None:
+    if c.storage.is_coded:
         _refuse_other_numbers(c)
     return known
 
 
 def _refuse_other_numbers(c: Constant) -> None:
     mantissa, most = c.mantissa, c.type.elem.bits - c.type.elem.signed
-    if mantissa is None or not 0 <= mantissa < most or c.storage.bits > WIDEST:
+    if mantissa is not None and (not 0 <= mantissa < most or c.storage.bits > WIDEST):
         raise CheckError(f"{c.name}: {c.type.elem} holds no minifloats with a mantissa of {mantissa} bits")
     try:
         c.storage.codes(c.array)
@@ -190,6 +196,8 @@ class _Checker:
             _refuse_large(name, shape)
             if not 1 <= t.elem.bits <= 63 + t.elem.signed:
                 raise CheckError(f"{name} has elements {t.elem}, expected i1 to i64 or u1 to u63")
+            if not t.elem.zero and name not in p.constant:
+                raise CheckError(f"{name} has elements {t.elem}, which only constants have")
             self.c.ranges[name] = t.elem.range
         self.c.ranges.update({c.name: _values_of(c) for c in p.constants})
 
@@ -264,8 +272,7 @@ class _Checker:
 
     def _node(self, n: Node) -> None:
         c, out, structure = self.c, n.output, n.spec.structure
-        of_loops = loop_parameters(n)
-        params = {k: v for k, v in n.params if k not in of_loops}
+        params = term_parameters(n)
         ranges = [c.ranges[i] for i in n.inputs]
         match structure:
             case Structure.POINTWISE:

@@ -8,6 +8,8 @@ import numpy as np
 
 from isobit.quant.certificates.search import interval_bound, state_limits
 from isobit.quant.check import check
+from isobit.quant.expr.rewrite import multiplies
+from isobit.quant.expr.symbols import Traced
 from isobit.quant.ops import Structure
 from isobit.quant.program import Node, Program
 from isobit.quant.storage import stored_bytes
@@ -17,7 +19,8 @@ from isobit.quant.storage import stored_bytes
 class NodeFacts:
     """One node.
 
-    macs: per time step; bits: needed by its values, stored: their container; widest: any intermediate value;
+    macs: per time step, with a multiplier; sums: terms summed without one.
+    bits: needed by its values, stored: their container; widest: any intermediate value;
     acc: declared accumulator, used: bits of it that can be reached; weights, state: bytes.
     """
 
@@ -31,6 +34,7 @@ class NodeFacts:
     acc: int | None
     used: int | None
     macs: int
+    sums: int
     weights: int
     state: int
     scale: float | None
@@ -55,6 +59,7 @@ def node_facts(program: Program) -> list[NodeFacts]:
                 acc=acc,
                 used=known.bits if acc else None,
                 macs=macs(program, n),
+                sums=sums(program, n),
                 weights=sum(stored_bytes(program.constant[i]) for i in n.inputs if i in program.constant),
                 state=state.size * state.elem.container // 8 if state else 0,
                 scale=n.scale,
@@ -64,17 +69,36 @@ def node_facts(program: Program) -> list[NodeFacts]:
 
 
 def macs(program: Program, n: Node) -> int:
-    """Multiply-accumulates per time step: products summed; a recurrence counts its update and its readout."""
-    sizes = check(program).sizes[n.output]
-    labels = set(n.labels.output + n.labels.reduced + n.labels.state) - {"t"}
-    elements = int(np.prod([sizes[k] for k in labels], dtype=np.int64))
+    """Multiply-accumulates per time step: products summed; a recurrence counts its update and its readout.
+
+    What needs no multiplier is none: a sum of values, of values times -1, 0 or 1, of L-Mul products.
+    """
+    return _elements(program, n) * sum(map(multiplies, _summed(program, n)))
+
+
+def sums(program: Program, n: Node) -> int:
+    """Terms per time step that are summed, or a state updated, without a multiplier."""
+    return _elements(program, n) * sum(not multiplies(body) for body in _summed(program, n))
+
+
+def _summed(program: Program, n: Node) -> list[Traced]:
+    """The terms of a sum, or a recurrence's update and the terms of its readout."""
+    checked = check(program)
     match n.spec.structure:
         case Structure.CONTRACTION | Structure.CONVOLUTION | Structure.WINDOW:
-            return elements if n.spec.combine == "sum" else 0
+            return [checked.bodies[n.output]] if n.spec.combine == "sum" else []
         case Structure.RECURRENCE:
-            return 2 * elements if n.spec.readout else elements
+            bodies = [checked.bodies[n.output], checked.readouts.get(n.output)]
+            return [b for b in bodies if b is not None and b.result.op != "var"]
         case _:
-            return 0
+            return []
+
+
+def _elements(program: Program, n: Node) -> int:
+    """Places of the loops around its terms, in one time step."""
+    sizes = check(program).sizes[n.output]
+    labels = set(n.labels.output + n.labels.reduced + n.labels.state) - {"t"}
+    return int(np.prod([sizes[k] for k in labels], dtype=np.int64))
 
 
 @dataclass(frozen=True)
@@ -149,6 +173,7 @@ def totals(program: Program) -> dict[str, int | str]:
         "digest": program.digest,
         "nodes": len(rows),
         "multiply-accumulates per step": sum(r.macs for r in rows),
+        "terms summed without a multiplier per step": sum(r.sums for r in rows),
         "weight bytes": sum(map(stored_bytes, program.constants)),
         "state bytes": sum(r.state for r in rows),
         "widest intermediate value, bits": max(r.widest for r in rows),

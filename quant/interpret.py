@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from isobit.quant.check import Checked, check
+from isobit.quant.check import Checked, check, term_parameters
 from isobit.quant.errors import InputError
 from isobit.quant.ops import Structure
 from isobit.quant.ops.matmul import product
@@ -175,7 +175,7 @@ def _products(n: Node, c: Checked, labels: tuple[str, ...], args: list[Array]) -
         index = ",".join("b" + k if "t" in k else k for k in labels) + "->b" + out
         return np.asarray(np.einsum(index, *(a.astype(np.float64) for a in args), optimize=True).astype(np.int64))
     operands = [align(a, k, out + reduced) for a, k in zip(args, labels, strict=True)]
-    terms, axes = np.asarray(n.spec.define(*operands)), tuple(range(-len(reduced), 0))
+    terms, axes = np.asarray(n.spec.define(*operands, **term_parameters(n))), tuple(range(-len(reduced), 0))
     return np.asarray(terms.max(axes) if n.spec.combine == "max" else terms.sum(axes))
 
 
@@ -213,7 +213,7 @@ def _window(n: Node, args: list[Array], states: Arrays) -> Array:
     total = np.zeros((*x.shape[:2], *bias.shape), np.int64) + bias
     for j in range(weight.shape[-1]):
         now = align(padded[:, j : j + x.shape[1]], channels, "t" + (made if not summed else made + channels[1:]))
-        total += n.spec.define(now, weight[..., j]).sum(summed)
+        total += n.spec.define(now, weight[..., j], **term_parameters(n)).sum(summed)
     return total
 
 

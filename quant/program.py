@@ -33,13 +33,23 @@ CONTAINERS = (8, 16, 32, 64)
 
 @dataclass(frozen=True)
 class IntType:
-    """An integer of `bits` bits; stored in the smallest signed container of 8, 16, 32 or 64 bits that holds it."""
+    """An integer of `bits` bits; stored in the smallest signed container of 8, 16, 32 or 64 bits that holds it.
+
+    zero: whether it can be 0; where not, one bit is -1 or 1: SIGN, of constants only.
+    """
 
     bits: int
     signed: bool = True
+    zero: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.zero and (self.bits, self.signed) != (1, True):
+            raise CheckError(f"an element of {self.bits} bits without 0, expected 1 bit: -1 or 1")
 
     @property
     def range(self) -> Interval:
+        if not self.zero:
+            return Interval(-1, 1)
         if self.signed:
             return Interval(-(1 << (self.bits - 1)), (1 << (self.bits - 1)) - 1)
         return Interval(0, (1 << self.bits) - 1)
@@ -54,11 +64,17 @@ class IntType:
         return np.dtype(f"<i{self.container // 8}")
 
     def __str__(self) -> str:
-        return f"{'i' if self.signed else 'u'}{self.bits}"
+        return f"{'i' if self.signed else 'u'}{self.bits}" if self.zero else "s1"
+
+
+SIGN = IntType(1, zero=False)
+"""-1 or 1."""
 
 
 def int_type(text: str) -> IntType:
-    """The inverse of str: `i8`, `u15`."""
+    """The inverse of str: `i8`, `u15`, `s1`."""
+    if text == str(SIGN):
+        return SIGN
     match = re.fullmatch(r"([iu])([1-9]\d?)", text)
     if not match:
         raise CheckError(f"element type '{text}': expected i or u and a width, such as i8 or u15")

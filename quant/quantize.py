@@ -123,8 +123,8 @@ def program_inputs(program: Program, x: Floats) -> Arrays:
     return {entry.name: codes.reshape(*x.shape[:2], *entry.type.dims)}
 
 
-DISCRETE = ("heaviside", "top_k")
-"""Operators of the float graph that decide: a decision is 0 or 1."""
+DISCRETE = ("heaviside", "sign", "top_k")
+"""Operators of the float graph that decide: a decision is 0 or 1, or, of a sign, -1."""
 
 
 def decisions(graph: Graph, values: Mapping[str, Floats]) -> Arrays:

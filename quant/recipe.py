@@ -10,6 +10,7 @@ from isobit.quant.errors import InputError
 from isobit.quant.formats import format_named
 from isobit.quant.formats.blocks import RULES, Blocks
 from isobit.quant.formats.format import Format
+from isobit.quant.formats.multiplier import EXACT, MULTIPLIERS, OFFSETS, Codes
 
 STATE_BITS = 16
 """Of a state, unless something else is said."""
@@ -23,10 +24,10 @@ MODES = ("quad", "ivit", "clz", "lut")
 """Of nonlinears: the default; the arithmetic of I-ViT as published; its approximations with reciprocals that keep their
 bits; tables of 10-bit inputs."""
 
-OF_LAYERS = ("weights", "activations", "act_bits", "wide_bits", "state_bits", "cache_bits", "nonlinear")
+OF_LAYERS = ("weights", "activations", "multiplier", "act_bits", "wide_bits", "state_bits", "cache_bits", "nonlinear")
 """What a layer may have of its own."""
 
-NAMES = ("weights", "activations", "nonlinear")
+NAMES = ("weights", "activations", "multiplier", "nonlinear")
 """Of these, the texts; the others are numbers."""
 
 CACHE_BITS = (0, 2, 4)
@@ -38,7 +39,8 @@ class Recipe:
     """Formats.  Every value is symmetric about zero; weights have a scale per output channel.
 
     weights: a format by its name, of matmuls and convolutions.  activations: a minifloat, or MX blocks, of their other
-    operands; integers of act_bits where empty.  act_bits: also of keys and queries, B and C of recurrences.
+    operands; integers of act_bits where empty.  multiplier: of the two, one of MULTIPLIERS.
+    act_bits: also of keys and queries, B and C of recurrences.
     wide_bits: what enters a nonlinear, the step size and the drive of recurrences, gates, the residual stream, outputs.
     state_bits: of recurrences, up to 32; or CERTIFIED.  nonlinear: one of MODES, of exponentials, gates and norms.
     cache_bits: of the keys and values that attention keeps, asymmetric, with a zero and a step per channel of keys and
@@ -49,6 +51,7 @@ class Recipe:
     name: str
     weights: str = "int8"
     activations: str = ""
+    multiplier: str = EXACT
     act_bits: int = 8
     wide_bits: int = 16
     state_bits: int = STATE_BITS
@@ -71,6 +74,7 @@ class Recipe:
                 f"recipe {self.name}: activations is '{self.activations}', blocks of {blocks.size}, and weights is "
                 f"'{self.weights}', expected blocks of {blocks.size} too"
             )
+        self._check_multiplier()
         widths = {"act_bits": self.act_bits, "wide_bits": self.wide_bits}
         for key, bits in widths.items():
             if not 2 <= bits <= 16:
@@ -91,6 +95,19 @@ class Recipe:
                 )
             self._with(pattern, own)
 
+    def _check_multiplier(self) -> None:
+        if self.multiplier not in MULTIPLIERS:
+            raise InputError(
+                f"recipe {self.name}: multiplier is '{self.multiplier}', expected one of {', '.join(MULTIPLIERS)}"
+            )
+        formats = [format_named(name) for name in (self.weights, self.activations) if name]
+        mantissas = {f.mantissa if isinstance(f, Format) else None for f in formats}
+        if self.multiplier != EXACT and (len(formats) < 2 or len(mantissas) > 1 or None in mantissas):
+            raise InputError(
+                f"recipe {self.name}: multiplier is '{self.multiplier}', weights is '{self.weights}' and activations "
+                f"is '{self.activations}', expected two minifloats with as many bits of mantissa, as e4m3"
+            )
+
     def _with(self, pattern: str, own: Mapping[str, int | str]) -> Recipe:
         return replace(self, name=f"{self.name}, layers '{pattern}'", layers={}, **own)  # type: ignore[arg-type]
 
@@ -105,11 +122,15 @@ class Recipe:
         return isinstance(weights, Blocks) and weights.size == blocks.size
 
     @property
-    def operand(self) -> int | Format:
-        """Of matmuls and convolutions, beside the weights: a width of integers, or a minifloat, that of blocks."""
+    def operand(self) -> int | Format | Codes:
+        """Of matmuls and convolutions, beside the weights: a width of integers, a minifloat, that of blocks, codes."""
         if not self.activations:
             return self.act_bits
         chosen = format_named(self.activations)
+        if self.multiplier != EXACT:
+            assert isinstance(chosen, Format)
+            assert chosen.mantissa is not None
+            return Codes(chosen, OFFSETS[self.multiplier](chosen.mantissa))
         element = chosen.element if isinstance(chosen, Blocks) else chosen
         return element.bits if element.mantissa is None else element
 
@@ -144,11 +165,13 @@ RECIPES = {
         Recipe("w4a4", weights="int4-g32", act_bits=4),
         Recipe("w2a8", weights="int2-g32"),
         Recipe("ternary-a8", weights="ternary"),
+        Recipe("binary-a8", weights="binary"),
         Recipe("pot-a8", weights="pot4"),
         Recipe("mxfp8", weights="mxfp8", activations="mxfp8"),
         Recipe("mxfp6", weights="mxfp6", activations="mxfp6"),
         Recipe("mxfp4-a8", weights="mxfp4"),
         Recipe("fp8-e4m3", weights="e4m3", activations="e4m3"),
+        Recipe("fp8-e4m3-lmul", weights="e4m3", activations="e4m3", multiplier="l-mul"),
         Recipe("fp6-e3m2", weights="e3m2", activations="e3m2"),
         Recipe("w8a8-certified", state_bits=CERTIFIED),
         Recipe("w8a8-kv4", cache_bits=4),

@@ -1,7 +1,8 @@
 """How constants are stored: codes of few bits, one after another, from the lowest bit of the first byte on.
 
-A code is the integer itself in two's complement, or, where the constant has a mantissa, a minifloat: sign, exponent,
-mantissa, with subnormals.  So four-bit integers and E2M1 take half a byte, ternary weights a quarter, E4M3 one byte.
+A code is the integer itself in two's complement; where the constant has a mantissa, a minifloat: sign, exponent,
+mantissa, with subnormals; where its elements are -1 and 1, one bit, 0 and 1.  So four-bit integers and E2M1 take half a
+byte, ternary weights a quarter, binary ones an eighth, E4M3 one byte.
 """
 
 from __future__ import annotations
@@ -36,6 +37,11 @@ def unsigned(code: Any, *, bits: int) -> Any:
     return code
 
 
+def sign(code: Any) -> Any:
+    """1 where the code is 1, -1 where it is 0."""
+    return (code << 1) - 1
+
+
 def minifloat(code: Any, *, bits: int, mantissa: int, exponents: int) -> Any:
     """The number of a code of sign, exponent and mantissa, in units of the smallest one."""
     size = magnitude(code & ((1 << (bits - 1)) - 1), mantissa=mantissa, exponents=exponents)
@@ -52,7 +58,7 @@ def magnitude(code: Any, *, mantissa: int, exponents: int) -> Any:
 
 @dataclass(frozen=True)
 class Storage:
-    """Codes of `bits` bits; signed or not; of minifloats where `mantissa` is not None.
+    """Codes of `bits` bits; signed or not; of minifloats where `mantissa` is not None; of -1 and 1 without `zero`.
 
     exponents: the highest that is in use; a code of a higher one is read as that.
     """
@@ -61,13 +67,21 @@ class Storage:
     signed: bool
     mantissa: int | None = None
     exponents: int = 0
+    zero: bool = True
 
     @property
     def name(self) -> str:
-        """As a word: i4, u8, e4m3, and e4m0u where there is no sign."""
+        """As a word: i4, u8, s1, e4m3, and e4m0u where there is no sign."""
+        if not self.zero:
+            return f"s{self.bits}"
         if self.mantissa is None:
             return f"{'i' if self.signed else 'u'}{self.bits}"
         return f"e{self.bits - self.signed - self.mantissa}m{self.mantissa}{'' if self.signed else 'u'}"
+
+    @property
+    def is_coded(self) -> bool:
+        """Whether a code is something else than the integer in two's complement."""
+        return self.mantissa is not None or not self.zero
 
     @property
     def straddles(self) -> bool:
@@ -77,6 +91,8 @@ class Storage:
     @property
     def number(self) -> tuple[Callable[..., Any], dict[str, int]]:
         """The definition that gives a code's integer, and its parameters."""
+        if not self.zero:
+            return sign, {}
         if self.mantissa is None:
             return two_complement if self.signed else unsigned, {"bits": self.bits}
         own = {"mantissa": self.mantissa, "exponents": self.exponents}
@@ -97,7 +113,7 @@ class Storage:
 
         Where there is none, the one of a neighbour, or, if strict, CheckError.
         """
-        if self.mantissa is None:
+        if not self.is_coded:
             return integers & ((1 << self.bits) - 1)
         every, order = _numbers(self)
         place = np.clip(np.searchsorted(every, integers), 0, len(every) - 1)
@@ -117,7 +133,7 @@ def _numbers(storage: Storage) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.in
 def storage(elem: IntType, mantissa: int | None = None) -> Storage:
     """How integers of this type are stored; `mantissa` where they are minifloats."""
     if mantissa is None:
-        return Storage(elem.bits, elem.signed)
+        return Storage(elem.bits, elem.signed, zero=elem.zero)
     exponents = elem.bits - elem.signed - mantissa
     return Storage(elem.signed + exponents.bit_length() + mantissa, elem.signed, mantissa, exponents)
 

@@ -6,13 +6,14 @@ import numpy as np
 
 from isobit.quant.formats import FORMATS
 from isobit.quant.interpret import interpret
-from isobit.quant.program import Array, Input, IntType, Node, Program, TensorType, constant
+from isobit.quant.program import SIGN, Array, Input, IntType, Node, Program, TensorType, constant
 from isobit.quant.storage import Storage, storage
 from isobit.quant.vectors import Vectors, join, prefixed
 
 INTEGERS = [IntType(bits, signed) for bits in range(1, 17) for signed in (True, False)]
 MINIFLOATS = {storage(f.elem, f.mantissa): f.elem for f in FORMATS.values() if f.mantissa is not None}
-ELEMENTS = {storage(elem): elem for elem in INTEGERS} | MINIFLOATS | {storage(IntType(9, False), 0): IntType(9, False)}
+ELEMENTS = {storage(elem): elem for elem in INTEGERS} | MINIFLOATS
+ELEMENTS |= {storage(IntType(9, False), 0): IntType(9, False), storage(SIGN): SIGN}
 """By storage: the element type."""
 
 STORED = tuple(ELEMENTS)
@@ -33,11 +34,9 @@ def stored_program() -> tuple[Program, Vectors]:
     programs = []
     for s, elem in ELEMENTS.items():
         shown = numbers(s)
-        table = np.pad(shown, (0, -len(shown) % COLUMNS)).reshape(-1, COLUMNS)
-        rows = np.zeros((MOST // COLUMNS + 1, COLUMNS), np.int64)
-        rows[: len(table)] = table
+        rows = np.resize(shown, (128, COLUMNS))
         x = Input("x", TensorType(("T",), IntType(7, signed=False)))
-        held = constant("table", np.pad(rows, ((0, 128 - len(rows)), (0, 0))), elem, mantissa=s.mantissa)
+        held = constant("table", rows, elem, mantissa=s.mantissa)
         node = Node("embedding", (), ("x", "table"), "y", "t,vc->tc", s.name)
         programs.append(prefixed(Program(s.name, (x,), (held,), (), (node,), ("y",)), s.name))
     program = join("stored", programs)

@@ -19,6 +19,7 @@ GLUE = "\ue000"
 UNITS = {
     "instructions": "instr/step",
     "macs": "MACs/step",
+    "sums": "sums/step",
     "flash": "B flash",
     "ram": "B RAM",
     "stack": "B stack",

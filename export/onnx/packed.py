@@ -30,7 +30,7 @@ def codes_name(constant: str) -> str:
 
 
 def _whole(s: Storage) -> int | None:
-    return WHOLE.get((s.bits, s.signed and s.mantissa is None))
+    return WHOLE.get((s.bits, s.signed and not s.is_coded))
 
 
 def initializer(c: Constant) -> TensorProto:

@@ -75,7 +75,7 @@ class Product:
     @property
     def lookups(self) -> int:
         """Tables of 16 numbers that give a code's integer."""
-        return 1 << max(self.storage.bits - 4, 0) if self.storage.mantissa is not None else 0
+        return 1 << max(self.storage.bits - 4, 0) if self.storage.is_coded else 0
 
 
 def product_of(kernel: Kernel, nest: Nest) -> Product | None:
@@ -127,7 +127,7 @@ def folded_start(p: Product, lanes: int) -> npt.NDArray[np.int32]:
 
 
 def unsigned_copy(p: Product, x: Expr, column: Expr, copy: Buffer) -> list[Stmt]:
-    """copy[k] = x[k] + 128, and 0 in the padding, which meets weights of 0; `x` is the element at `column`."""
+    """copy[k] = x[k] + 128, and 0 in the padding, whatever weights it meets; `x` is the element at `column`."""
     flipped = tirx.bitwise_xor(tirx.Cast("uint8", x), imm(128, "uint8"))
     fill = tirx.For(column, imm(0), imm(p.columns), tirx.ForKind.SERIAL, store(copy, flipped, column))
     return [fill, *(store(copy, imm(0, "uint8"), k) for k in range(p.columns, p.quads * QUAD))]

@@ -403,6 +403,7 @@ EVALUATORS: dict[str, Evaluator] = {
     "log_sigmoid": _function(lambda x: -np.logaddexp(0.0, -x)),
     "exp": _function(np.exp),
     "abs": _function(np.abs),
+    "sign": _function(np.sign),
     "sqrt": _function(np.sqrt),
     "rsqrt": lambda n, args, memory, probe: np.asarray(1 / np.sqrt(args[0] + n.number("eps"))),
     "rms_norm": _norm,

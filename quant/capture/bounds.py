@@ -19,6 +19,7 @@ FIXED: dict[str, Bounds] = {
     "heaviside": (0.0, 1.0),
     "top_k": (0.0, 1.0),
     "tanh": (-1.0, 1.0),
+    "sign": (-1.0, 1.0),
     "softplus": (0.0, math.inf),
     "abs": (0.0, math.inf),
     "sqrt": (0.0, math.inf),

@@ -13,6 +13,22 @@ from isobit.quant.expr.symbols import Graph, Sym, Traced
 INT32 = Interval(-(1 << 31), (1 << 31) - 1)
 
 
+UNIT = Interval(-1, 1)
+
+
+def selected(n: Sym) -> tuple[Sym, Sym] | None:
+    """Of a product with an operand that is -1, 0 or 1: that operand, and the other one, whose sign it selects."""
+    if n.op != "mul" or any(a.fixed is not None for a in n.args):
+        return None
+    a, b = n.args
+    return (b, a) if b.range in UNIT else (a, b) if a.range in UNIT else None
+
+
+def multiplies(traced: Traced) -> bool:
+    """Whether there is a product that is more than a selection."""
+    return any(n.op in ("mul", "mulh") and selected(n) is None for n in traced.nodes)
+
+
 def high_products(traced: Traced) -> Traced:
     """`(a * b + (R << 32)) >> s`, s >= 32, becomes `(mulh(a, b) + R) >> (s - 32)`: no 64-bit arithmetic is left.
 

@@ -14,6 +14,7 @@ FORMATS: dict[str, Format] = {
     f.name: f
     for f in (
         *(integer(bits) for bits in range(2, 17)),
+        Format("binary", "-1 and 1 times the mean magnitude", (1,)),
         Format("ternary", "-1, 0 and 1 times the mean magnitude", (0, 1)),
         *(powers(bits) for bits in (3, 4, 5)),
         signed_digits(8, 2),

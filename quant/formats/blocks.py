@@ -21,6 +21,9 @@ SCALE_BITS = 8
 WINDOW = 8
 """Powers of two between the largest and the smallest scale of a channel's blocks: smaller blocks take the smallest."""
 
+NEGLIGIBLE = 2.0**-16
+"""The unit of a row of zeros in a format without one, in that of the largest row."""
+
 
 @dataclass(frozen=True)
 class Blocks:
@@ -115,7 +118,7 @@ INTEGER = "integer"
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a matrix, (R, n): real = codes * multipliers * steps, with zeros after the last column.
+    """Rows of a matrix, (R, n): real = codes * multipliers * steps; after the last column, what zeros are rounded to.
 
     codes: (R, G, size), integers of the element.  multipliers: (R, G).  steps: (R,).
     """
@@ -153,16 +156,17 @@ def quantized_rows(
         )
     else:
         scales = _nearest_scales(blocks, peaks / element.largest, element, counts)
-    steps = _steps(scales, rule, least)
+    steps = _steps(scales, rule, least, element.zero)
     multipliers = np.maximum(np.ceil(scales / steps[:, None] * (1 - 1e-9)), 1).astype(np.int64)
     wide = (multipliers * steps[:, None])[..., None] * 2.0**element.point
     return Rows(element.rounded(blocks / wide), multipliers, steps)
 
 
 def _peaks(blocks: Floats, element: Format) -> Floats:
-    """What the largest number of a block stands for: its largest magnitude; if ternary, the mean one (BitNet b1.58)."""
+    """What the largest number of a block stands for: its largest magnitude; the mean one where that is the only
+    number beside 0 (BitNet b1.58, and XNOR-Net, Rastegari et al. 2016)."""
     magnitudes = np.abs(blocks)
-    return np.asarray(magnitudes.mean(-1) if len(element.magnitudes) == 2 else magnitudes.max(-1))
+    return np.asarray(magnitudes.mean(-1) if element.largest == 1 else magnitudes.max(-1))
 
 
 def _nearest_scales(blocks: Floats, scales: Floats, element: Format, counts: Floats) -> Floats:
@@ -177,8 +181,8 @@ def _nearest_scales(blocks: Floats, scales: Floats, element: Format, counts: Flo
     return chosen
 
 
-def _steps(scales: Floats, rule: str, least: Floats | float) -> Floats:
-    """The unit of each row, of which its blocks' scales are multiples."""
+def _steps(scales: Floats, rule: str, least: Floats | float, zero: bool) -> Floats:
+    """The unit of each row, of which its blocks' scales are multiples; zero: whether a row can be zeros."""
     top, several = scales.max(-1), scales.shape[1] > 1
     if rule in RULES:
         smallest = np.where(scales > 0, scales, top[:, None]).min(-1)
@@ -188,4 +192,5 @@ def _steps(scales: Floats, rule: str, least: Floats | float) -> Floats:
         steps = np.maximum(finest, np.where(asked > 0, coarsest, 0.0))
     else:
         steps = np.maximum(top / ((1 << SCALE_BITS) - 1) if several else top, least)
-    return np.asarray(np.where(steps == 0, steps.max() or 1.0, steps))
+    unseen = (steps.max() or 1.0) * (1.0 if zero else NEGLIGIBLE)
+    return np.asarray(np.where(steps == 0, unseen, steps))

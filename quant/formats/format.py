@@ -1,7 +1,8 @@
 """A number format: the finite set of numbers that a code of few bits can be.
 
-Every format here is symmetric and has a zero: it is a list of magnitudes, integers times one power of two.  So rounding
-has one definition for integers, powers of two and minifloats, and a sum of products of such numbers is an integer.
+Every format here is symmetric: it is a list of magnitudes, integers times one power of two.  So rounding has one
+definition for integers, powers of two and minifloats, and a sum of products of such numbers is an integer.  One format
+has no zero, `binary`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy.typing as npt
 
 from isobit.quant.errors import InputError
 from isobit.quant.expr.interval import Interval
-from isobit.quant.program import Array, IntType
+from isobit.quant.program import SIGN, Array, IntType
 from isobit.quant.storage import storage
 
 WINDOW = 34
@@ -23,7 +24,7 @@ WINDOW = 34
 
 @dataclass(frozen=True)
 class Format:
-    """Numbers k * 2^-point, and -k * 2^-point, for k in `magnitudes`: integers from 0 on, in ascending order.
+    """Numbers k * 2^-point, and -k * 2^-point, for k in `magnitudes`: integers in ascending order, from 0 on; or 1.
 
     mantissa: of a minifloat, its bits: k has at most one more that are significant; of powers of two, 0.
     """
@@ -47,7 +48,14 @@ class Format:
     @property
     def elem(self) -> IntType:
         """The integers that its numbers are."""
+        if not self.zero:
+            return SIGN
         return IntType(Interval(-self.largest, self.largest).bits)
+
+    @property
+    def zero(self) -> bool:
+        """Whether 0 is one of its numbers."""
+        return self.magnitudes[0] == 0
 
     @property
     def largest(self) -> int:
@@ -56,19 +64,21 @@ class Format:
     def rounded(self, x: npt.ArrayLike) -> Array:
         """The integers k of the numbers nearest to x, of any shape; beyond the largest, the largest.
 
-        Halfway between two magnitudes, the one with an even place in their list is taken: of integers the even one, of
-        minifloats the one whose mantissa is even.  Raises InputError for NaN.
+        Of 0, where it is none of them, the positive one.  Halfway between two magnitudes, the one with an even place in
+        their list is taken: of integers the even one, of minifloats the one whose mantissa is even.
+        Raises InputError for NaN.
         """
         real = np.asarray(x, np.float64)
         if np.isnan(real).any():
             raise InputError(f"{self.name} has no NaN, got {int(np.isnan(real).sum())} of {real.size} values")
         grid = np.array(self.magnitudes, np.float64)
         scaled = np.minimum(np.ldexp(np.abs(real), self.point), grid[-1])
-        above = np.clip(np.searchsorted(grid, scaled), 1, len(grid) - 1)
-        below, half = above - 1, (grid[above - 1] + grid[above]) / 2
+        above = np.clip(np.searchsorted(grid, scaled), len(grid) > 1, len(grid) - 1)
+        below = np.maximum(above - 1, 0)
+        half = (grid[below] + grid[above]) / 2
         up = (scaled > half) | ((scaled == half) & (above % 2 == 0))
-        signed: Array = np.copysign(grid[np.where(up, above, below)], real).astype(np.int64)
-        return signed
+        size: Array = grid[np.where(up, above, below)].astype(np.int64)
+        return np.asarray(np.where(real < 0, -size, size))
 
 
 def integer(bits: int) -> Format:

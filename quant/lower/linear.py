@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 
 from isobit.quant.capture.graph import Floats, GraphNode
+from isobit.quant.errors import InputError
 from isobit.quant.expr.interval import Interval
 from isobit.quant.formats import FORMATS, format_named
 from isobit.quant.formats.blocks import Blocks, quantized_rows
 from isobit.quant.formats.format import Format
 from isobit.quant.lower.blocks import blocked_operand, blocked_products, is_blocked
 from isobit.quant.lower.moves import padded
-from isobit.quant.lower.quantity import Lowering, Quantity, accumulator_bits, largest, letters
+from isobit.quant.lower.quantity import Coded, Lowering, Quantity, accumulator_bits, largest, letters
 from isobit.quant.lower.sums import Moments, Start, corrected, element_of, exact_sum, importance, least_steps, settle
+from isobit.quant.lower.terms import largest_dot, largest_sums, term_op, term_params, term_unit, weight_constant
 from isobit.quant.program import Array, IntType
 from isobit.quant.storage import tightest
 
@@ -40,8 +43,10 @@ def _products(
     value's dims see it, with 1 where it is constant.  moments: of x.  Weights that are integers stay what they are.
     """
     if weight.dtype.kind == "i":
-        kernel = trained_kernel(weight.astype(np.int64))
-        _sums(low, n, op, index, x, kernel, bias, summed, channels, state, params)
+        integers = weight.astype(np.int64)
+        kernel, start = _trained_kernel(low, n, x, integers), Start(bias, np.asarray(x.unit))
+        sums = largest_sums(x, integers.reshape(bias.size, -1))
+        _sums(low, n, op, index, x, kernel, sums, start, channels, state, params)
         return
     chosen = format or format_named(low.recipe.weights)
     rows, starts = weight.reshape(-1, math.prod(weight.shape[weight.ndim - summed :])), bias.ravel()
@@ -49,45 +54,40 @@ def _products(
         blocked_products(low, n, index, x, weight, bias, chosen, channels, moments)
         return
     q = quantized_rows(rows, chosen, least_steps(starts, x, chosen), importance=importance(weight, rows, moments))
-    kernel = Kernel(q.codes.reshape(weight.shape), element_of(chosen).elem, element_of(chosen).mantissa, q.steps)
-    _sums(low, n, op, index, x, kernel, corrected(bias, weight, q, moments), summed, channels, state, params)
+    element = element_of(chosen)
+    kernel = weight_constant(low, n, x, q.codes.reshape(weight.shape), element)
+    start = Start(corrected(bias, weight, q, moments), term_unit(x) * q.steps)
+    _sums(low, n, op, index, x, kernel, largest_sums(x, q.codes, element), start, channels, state, params)
 
 
-@dataclass(frozen=True)
-class Kernel:
-    """Integer weights; one is worth steps[row], or for all rows `steps`."""
-
-    codes: Array
-    elem: IntType
-    mantissa: int | None
-    steps: Floats
-
-
-def trained_kernel(codes: Array) -> Kernel:
-    """Integers that came with the model, at a step of 1, stored in as few bits as integers or minifloats take."""
-    return Kernel(codes, *tightest(codes), np.ones(()))
+def _trained_kernel(low: Lowering, n: GraphNode, x: Quantity, integers: Array) -> str:
+    """Weights that came with the model as integers, stored in as few bits as integers or minifloats take."""
+    if isinstance(x, Coded):
+        raise InputError(
+            f"{n.loc}: its weights came with the model, as integers, and multiplier '{low.recipe.multiplier}' takes "
+            "codes of minifloats: choose multiplier 'exact' for this layer"
+        )
+    elem, mantissa = tightest(integers)
+    return low.constant(f"{n.output}.weight", integers, elem, mantissa=mantissa)
 
 
 def _sums(
-    low: Lowering, n: GraphNode, op: str, index: str, x: Quantity, weight: Kernel, bias: Floats, summed: int,
-    channels: tuple[int, ...], state: Ring | None, params: dict[str, int] | None,
+    low: Lowering, n: GraphNode, op: str, index: str, x: Quantity, kernel: str, sums: npt.NDArray[np.object_],
+    start: Start, channels: tuple[int, ...], state: Ring | None, params: dict[str, int] | None,
 ) -> None:  # fmt: skip
-    """`_products` with integer weights."""
-    codes, units = weight.codes, x.unit * np.asarray(weight.steps)
-    kernel = low.constant(f"{n.output}.weight", codes, weight.elem, mantissa=weight.mantissa)
-    start = Start(bias, units)
+    """`_products` with the constant `kernel`; sums: the largest magnitudes of x's products, of every row."""
 
     def emit(part: Quantity, role: str, acc: dict[str, int], first: str) -> str:
         ring = state(part, role) if state else None
-        own, sizes, name = {**(params or {}), **acc}, _new_axes(low, n, index), f"{n.output}.acc{role}"
-        return low.node(op, index, (part, kernel, first), name, n.loc, own, state=ring, sizes=sizes)
+        own = {**(params or {}), **term_params(x), **acc}
+        sizes, name = _new_axes(low, n, index), f"{n.output}.acc{role}"
+        return low.node(term_op(x, op), index, (part, kernel, first), name, n.loc, own, state=ring, sizes=sizes)
 
-    sums = np.abs(codes).sum(tuple(range(codes.ndim - summed, codes.ndim))).ravel()
-    acc, unit, reach = exact_sum(low, n, x, int(sums.max()) * x.magnitude, start, emit)
-    reach = min(reach, int((sums * x.magnitude + start.magnitudes).max())) if unit == 1 else reach
-    low.remainders[n.output] = start.lacking(unit).reshape(channels or bias.shape)
-    scale = units * unit
-    settle(low, n, acc, scale.reshape(channels or bias.shape) if scale.ndim else scale, reach)
+    acc, unit, reach = exact_sum(low, n, x, int(sums.max()), start, emit)
+    reach = min(reach, int((sums + start.magnitudes).max())) if unit == 1 else reach
+    scale, shape = np.asarray(start.units * unit), channels or start.bias.shape
+    low.remainders[n.output] = start.lacking(unit).reshape(shape)
+    settle(low, n, acc, scale.reshape(shape) if scale.ndim else scale, reach)
 
 
 def _new_axes(low: Lowering, n: GraphNode, index: str) -> dict[str, int]:
@@ -175,7 +175,7 @@ def _every(low: Lowering, n: GraphNode, x: Quantity, axis: int, step: int, size:
     axes = letters(len(x.dims))
     params = {"start": 0, "step": step, "size": size}
     index = f"t{axes}->t{axes.replace(axes[axis], 'z')}"
-    value = low.node("take", index, (x,), name, n.loc, params, x.unit, sizes={"z": size})
+    value = low.node("take", index, (x,), name, n.loc, params, x.shown_scale, sizes={"z": size})
     return replace(x, value=value, dims=low.dims[value])
 
 
@@ -191,7 +191,7 @@ def positions_conv1d(low: Lowering, n: GraphNode) -> None:
 
 def ring_of(low: Lowering, n: GraphNode, steps: int, x: Quantity, role: str = "") -> str:
     """The last inputs, which start at 0; their number is an axis even where it is 1."""
-    name = low.state(f"{n.output}.ring{role}", (steps, *x.dims), IntType(x.known.bits), x.unit)
+    name = low.state(f"{n.output}.ring{role}", (steps, *x.dims), IntType(x.known.bits), x.shown_scale)
     held = low.states[-1]
     kept = (steps, *(d for d in x.dims if d != 1))
     low.states[-1] = replace(held, type=replace(held.type, shape=kept))
@@ -240,19 +240,20 @@ def embedding(low: Lowering, n: GraphNode) -> None:
 
 
 def einsum(low: Lowering, n: GraphNode) -> None:
-    """A product of two values, exact."""
+    """A sum of products of two values."""
     a, b = (low.need(i, low.recipe.operand) for i in n.inputs)
     operands, _, output = n.text("index").partition("->")
     left, right = operands.split(",")
     sizes = dict(zip(left, a.dims, strict=True)) | dict(zip(right, b.dims, strict=True))
     count = math.prod(d for k, d in sizes.items() if k not in output)
-    scale = a.unit * b.unit
+    scale = term_unit(a) * b.unit
     index = f"t{left},t{right}->t{output}"
 
     def emit(part: Quantity, role: str, acc: dict[str, int], _: str) -> str:
-        return low.node("dot", index, (part, b), f"{n.output}.acc{role}", n.loc, acc, None if role else scale)
+        own, unit = {**term_params(a), **acc}, None if role else scale
+        return low.node(term_op(a, "dot"), index, (part, b), f"{n.output}.acc{role}", n.loc, own, unit)
 
-    acc, unit, reach = exact_sum(low, n, a, count * a.magnitude * b.magnitude, None, emit)
+    acc, unit, reach = exact_sum(low, n, a, largest_dot(a, b, count), None, emit)
     settle(low, n, acc, np.asarray(scale * unit), reach)
 
 

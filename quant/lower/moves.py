@@ -18,7 +18,7 @@ def padded(low: Lowering, n: GraphNode, x: Quantity, axis: int, before: int, aft
     size = x.dims[axis] + before + after
     made = axes.replace(axes[axis], "z")
     params = {"before": before, "after": after, "fill": 0}
-    value = low.node("pad", f"t{axes}->t{made}", (x,), name, n.loc, params, x.unit, sizes={"z": size})
+    value = low.node("pad", f"t{axes}->t{made}", (x,), name, n.loc, params, x.shown_scale, sizes={"z": size})
     dims = (*x.dims[:axis], size, *x.dims[axis + 1 :])
     return replace(x, value=value, dims=dims, known=x.known.join(Interval(0, 0)))
 

@@ -285,14 +285,20 @@ def heaviside(low: Lowering, n: GraphNode) -> None:
     x = low.need(n.inputs[0], low.recipe.wide_bits)
     edge = n.number("threshold") / x.unit
     code = math.ceil(edge) - 1 if n.attr.get("at_least") else math.floor(edge)
-    decision(low, n, "at_most" if n.attr.get("negated") else "heaviside", x, code)
+    params = {"threshold": code}
+    decision(low, n, "at_most" if n.attr.get("negated") else "heaviside", x, params, Interval(0, 1))
 
 
-def decision(low: Lowering, n: GraphNode, op: str, value: Operand, threshold: int) -> None:
-    """0 or 1, at a scale of 1."""
+def sign(low: Lowering, n: GraphNode) -> None:
+    """Of the integer: -1, 0 or 1."""
+    decision(low, n, "sign", low.need(n.inputs[0], low.recipe.wide_bits), {}, Interval(-1, 1))
+
+
+def decision(low: Lowering, n: GraphNode, op: str, value: Operand, params: dict[str, int], known: Interval) -> None:
+    """A small integer, at a scale of 1."""
     axes = letters(len(low.dims_of(value)))
-    made = low.node(op, f"t{axes}->t{axes}", (value,), n.output, n.loc, {"threshold": threshold}, 1.0)
-    low.quantities[n.output] = Quantity(made, low.graph.dims[n.output], np.asarray(1.0), Interval(0, 1))
+    made = low.node(op, f"t{axes}->t{axes}", (value,), n.output, n.loc, params, 1.0)
+    low.quantities[n.output] = Quantity(made, low.graph.dims[n.output], np.asarray(1.0), known)
 
 
 def top_k(low: Lowering, n: GraphNode) -> None:
@@ -304,7 +310,7 @@ def top_k(low: Lowering, n: GraphNode) -> None:
     before = low.constant(f"{n.output}.before", earlier, IntType(2))
     index = f"t{axes},t{lead}z,{mine}z->t{axes}"
     rank = low.node("rank", index, (x, x, before), f"{n.output}.rank", n.loc, {"acc": 32}, 1.0)
-    decision(low, n, "at_most", rank, n.integer("k") - 1)
+    decision(low, n, "at_most", rank, {"threshold": n.integer("k") - 1}, Interval(0, 1))
 
 
 def rotate(low: Lowering, n: GraphNode) -> None:

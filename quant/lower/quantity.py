@@ -15,6 +15,7 @@ from isobit.quant.capture.graph import Dims, Floats, Graph, GraphNode
 from isobit.quant.errors import CheckError, InputError
 from isobit.quant.expr.interval import Interval
 from isobit.quant.formats.format import Format
+from isobit.quant.formats.multiplier import Codes, code_params
 from isobit.quant.lower.dyadic import MAX_SHIFT, dyadic, dyadics
 from isobit.quant.lower.edges import MINIFLOAT, InputSpec
 from isobit.quant.program import Constant, Input, IntType, Node, Program, State, TensorType, constant
@@ -37,8 +38,9 @@ UNIT_SCALE = 2.0**-15
 WIDE_BITS = 16
 """Of a UNIT, and of what a minifloat is rounded from."""
 
-Form = int | Literal["unit"] | Format
-"""What a consumer asks for: a width in bits, UNIT, or a minifloat, which is rounded from the widest of the others."""
+Form = int | Literal["unit"] | Format | Codes
+"""What a consumer asks for: a width in bits, UNIT, or a minifloat, which is rounded from the widest of the others, and
+whose codes may be asked for."""
 
 LETTERS = "gfehdc"
 """Axes of a value, the last ones where it has fewer."""
@@ -104,6 +106,11 @@ class Quantity:
         return float(self.scale)
 
     @property
+    def shown_scale(self) -> float | None:
+        """Of the nodes that move it, for people."""
+        return self.unit
+
+    @property
     def settled(self) -> bool:
         """Whether it has one positive scale."""
         return self.scale.ndim == 0 and self.unit > 0
@@ -112,9 +119,20 @@ class Quantity:
         """Whether it can be an operand of this form as it is."""
         if form == UNIT:
             return self.settled and self.unit == UNIT_SCALE and self.known in Interval(0, largest(16))
-        if isinstance(form, Format):
+        if isinstance(form, Format | Codes):
             return False
         return self.settled and self.known in IntType(form).range
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coded(Quantity):
+    """A value of signed codes of minifloats; scale: of the format's smallest number; known: of the codes."""
+
+    codes: Codes
+
+    @property
+    def shown_scale(self) -> None:
+        """Codes are not proportional to what they stand for."""
 
 
 Operand = Quantity | str
@@ -281,6 +299,9 @@ class Lowering:
         """The value with one positive scale, in this form."""
         if (v, form) in self.narrowed:
             return self.narrowed[v, form]
+        if isinstance(form, Codes):
+            self.narrowed[v, form] = self._coded(v, self.need(v, form.format), form)
+            return self.narrowed[v, form]
         if form == UNIT:
             self._refuse_outside_unit(v)
         held, widest = self.quantities[v], self.width(v)
@@ -312,6 +333,12 @@ class Lowering:
         params = {"m": m, "s": s, "mantissa": form.mantissa, "most": form.largest}
         name = self.node("to_minifloat", f"t{axes}->t{axes}", (held,), f"{v}.{form.name}", loc, params, scale)
         return Quantity(name, held.dims, np.asarray(scale), Interval(-form.largest, form.largest))
+
+    def _coded(self, v: str, held: Quantity, form: Codes) -> Coded:
+        axes, loc = letters(len(held.dims)), self.producer[v].loc if v in self.producer else self.graph.name
+        name, params = f"{held.value}.codes", code_params(form.format)
+        value = self.node("minifloat_code", f"t{axes}->t{axes}", (held,), name, loc, params)
+        return Coded(value, held.dims, held.scale, IntType(form.format.bits).range, codes=form)
 
     def _refuse_outside_unit(self, v: str) -> None:
         known, loc = self.calibration.ranges[v], self.producer[v].loc if v in self.producer else self.graph.name

@@ -58,6 +58,7 @@ RULES = {
     "scale": Rule(("wide", "parameter"), pointwise.scale),
     "offset": Rule(("wide", "parameter"), pointwise.offset),
     "heaviside": Rule(("wide",), pointwise.heaviside),
+    "sign": Rule(("wide",), pointwise.sign),
     "top_k": Rule(("wide",), pointwise.top_k),
     "rotate": Rule(("state", "state", "wide"), pointwise.rotate),
     "rotation": Rule(("any", "parameter"), pointwise.rotation),

@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from isobit.quant.capture.graph import Floats, GraphNode
+from isobit.quant.errors import CheckError
 from isobit.quant.expr.interval import Interval
 from isobit.quant.formats.blocks import SCALE_BITS, Blocks, Rows
 from isobit.quant.formats.format import Format
 from isobit.quant.lower.dyadic import MAX_SHIFT
-from isobit.quant.lower.quantity import Lowering, Quantity, accumulator_bits, letters
+from isobit.quant.lower.quantity import Coded, Lowering, Quantity, accumulator_bits, letters
 from isobit.quant.program import IntType
 
 BIAS_BITS = 24
@@ -126,6 +127,11 @@ def exact_sum(
     most = products + (start.most if start else 0)
     if most.bit_length() <= MAX_SHIFT:
         return emit(x, "", {"acc": accumulator_bits(most)}, start.constant(low, n) if start else ""), 1.0, most
+    if isinstance(x, Coded):
+        raise CheckError(
+            f"its sums of L-Mul products take {most.bit_length() + 1} bits, an accumulator of 64 rounds up to 63: "
+            "choose minifloats of a narrower range for weights and activations, as e4m3, or the multiplier exact"
+        )
     high, rest = limbs(low, n, x)
     h = rest.known.hi.bit_length()
     reaches = [products * part.magnitude // x.magnitude + 1 for part in (high, rest)]

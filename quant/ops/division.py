@@ -58,6 +58,11 @@ def at_most(x: Any, *, threshold: int) -> Any:
     return select(threshold < x, 0, 1)
 
 
+def sign(x: Any) -> Any:
+    """-1, 0 or 1, as x is below, equal to or above 0."""
+    return select(x > 0, 1, select(x < 0, -1, 0))
+
+
 def comes_before(x: Any, other: Any, earlier: Any) -> Any:
     """1 where `other` is larger than x, or as large and stands earlier: x's rank is the sum."""
     return select(x < other, 1, select(other < x, 0, earlier))
@@ -85,4 +90,5 @@ MAXIMUM_CASES = (
     Case("16 bits", "tn,tn->tn", {"n": 64}, ("i16", "i16"), {"ma": 1 << 14, "mb": 12345, "s": 14, **INT16}),
 )
 HEAVISIDE_CASES = (Case("spikes", "tn->tn", {"n": 64}, ("i16",), {"threshold": 100}),)
+SIGN_CASES = (Case("binary codes", "tn->tn", {"n": 64}, ("i16",)),)
 RANK_CASES = (Case("of eight", "te,tf,ef->te", {"e": 8, "f": 8}, ("i16", "i16", "=u1"), {"acc": 32}),)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from isobit.quant.expr.interval import Interval
+from isobit.quant.expr.rewrite import selected
 from isobit.quant.expr.symbols import Sym, Traced
 from isobit.targets.hls.text import Names, ap, comment, commented, literal, literal_width, wrapped
 
@@ -128,6 +129,8 @@ class _Printer:
                 return _constant(n.values[0])
             case "add" | "sub":
                 return self._sum(n)
+            case "mul" if chosen := selected(n):
+                return self._selected(n, *chosen)
             case "mul":
                 a, b = self.exact(n.args[0]), self.exact(n.args[1])
                 return Text(f"{a.at(PRODUCT)} * {b.at(ATOM)}", a.width + b.width, PRODUCT)
@@ -167,6 +170,13 @@ class _Printer:
                 index = self.exact(n.args[0])
                 return Text(f"{self.tables[n.values]}[{index.text}]", table_width(n.values), ATOM)
         raise AssertionError(f"primitive {n.op} has no C++ form")
+
+    def _selected(self, n: Sym, sign: Sym, x: Sym) -> Text:
+        """x, 0 or -x, by a sign in [-1, 1]: no multiplier."""
+        which, kind = self.exact(sign).at(ATOM), ap(n.bits)
+        arms = [(f"{which} > 0", self.cast(x, n.bits).text)] if sign.range.hi == 1 else []
+        arms += [(f"{which} < 0", f"{kind}(-{self.text(x).at(ATOM)})")] if sign.range.lo == -1 else []
+        return Text("".join(f"{condition} ? {arm} : " for condition, arm in arms) + f"{kind}(0)", n.bits)
 
     def _sum(self, n: Sym) -> Text:
         a, b = self.text(n.args[0]), self.text(n.args[1])

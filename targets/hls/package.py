@@ -271,15 +271,18 @@ C simulation and synthesis with Vitis HLS, whose own `ap_int.h` and `hls_stream.
 Every variable has the width of its proved interval, which stands in a comment. A reduction of at most 8 iterations is
 unrolled and its arrays are partitioned along it; every other innermost loop is a pipeline with II=1.
 
-| function | layer: ops | iterations | products per step |
-|---|---|---|---|
+A product with what is -1, 0 or 1 is a selection of the other operand, its opposite or 0, and needs no multiplier.
+
+| function | layer: ops | iterations | products per step | terms summed without a multiplier |
+|---|---|---|---|---|
 """ + "".join(rows)
 
     def _row(self, kernel: Kernel) -> str:
         loops = [s for s, _ in walk(kernel.body) if isinstance(s, Loop)]
         form = ["unrolled" if is_unrolled(s) else "II=1" if is_pipelined(s) else "" for s in loops]
         extents = ", ".join(f"{s.index} {s.extent} {how}".rstrip() for s, how in zip(loops, form, strict=True))
-        return f"| `{self.unit.kernel[kernel.name]}` | {kernel.title} | {extents or '1'} | {self.unit.macs(kernel)} |\n"
+        counts = f"{self.unit.macs(kernel)} | {self.unit.sums(kernel)}"
+        return f"| `{self.unit.kernel[kernel.name]}` | {kernel.title} | {extents or '1'} | {counts} |\n"
 
 
 def _unit(scale: float | None) -> str:

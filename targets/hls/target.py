@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from isobit.quant.expr.rewrite import selected
 from isobit.quant.program import Program
 from isobit.targets import toolchain
 from isobit.targets.files import write_files
@@ -47,17 +48,19 @@ def start(artifact: Artifact, scratch: Path, traced: bool) -> HlsSession:
 
 
 def figures(package: Package) -> Mapping[str, object]:
-    """lines of the source; products summed per time step; the widest multiplication, as operand widths."""
+    """lines of the source; products summed per time step, and terms without a multiplier; the widest multiplication, as
+    operand widths."""
     products = [
         tuple(sorted(a.bits for a in n.args))
         for kernel in package.nest.kernels
         for s, _ in walk(kernel.body)
         if (apply := applied(s))
         for n in apply.body.nodes
-        if n.op == "mul"
+        if n.op == "mul" and selected(n) is None
     ]
     return {
         "lines": package.source().count("\n"),
         "macs": sum(package.unit.macs(k) for k in package.nest.kernels),
+        "sums": sum(package.unit.sums(k) for k in package.nest.kernels),
         "multiplier": "{} x {}".format(*max(products, key=sum)) if products else "none",
     }

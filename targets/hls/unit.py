@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from isobit.quant.expr.symbols import Traced
-from isobit.quant.facts import macs
+from isobit.quant.facts import macs, sums
 from isobit.quant.ops.moves import Affine
 from isobit.quant.program import Constant
 from isobit.quant.storage import Storage
@@ -152,8 +152,8 @@ class Unit:
         return f"{ap(self.bits(value))} {name or self.value[value]}{dims(self.shape(value))}"
 
     def is_coded(self, value: str) -> bool:
-        """Whether a value is a constant whose memory holds codes of minifloats."""
-        return value in self.nest.program.constant and self.nest.program.constant[value].mantissa is not None
+        """Whether a value is a constant whose memory holds codes, not integers."""
+        return value in self.nest.program.constant and self.nest.program.constant[value].storage.is_coded
 
     def coded_declaration(self, c: Constant) -> str:
         """`ap_uint<4> name[16][4]`."""
@@ -193,6 +193,10 @@ class Unit:
     def macs(self, kernel: Kernel) -> int:
         """Multiply-accumulates per time step."""
         return sum(macs(self.nest.program, n) for n in kernel.group.nodes)
+
+    def sums(self, kernel: Kernel) -> int:
+        """Terms per time step that are summed without a multiplier."""
+        return sum(sums(self.nest.program, n) for n in kernel.group.nodes)
 
     def scalar_functions(self) -> Iterator[str]:
         """Names of the functions that kernels call."""

@@ -262,6 +262,7 @@ def test_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "m4" in rows["boards"]
     assert "silu" in [row["op"] for row in isobit("ops", "--json").json]
     bits = {row["format"]: row["bits_per_weight"] for row in isobit("formats", "--json").json}
+    assert bits["binary"] == 1
     assert (bits["int4"], bits["ternary"], bits["e4m3"], bits["e2m1"], bits["mxfp4"]) == (4, 2, 8, 4, 4.125)
     assert "w8a8" in [row["name"] for row in isobit("recipes", "--json").json]
     cell = {"status": "not-run", "reason": "no [/] GPU"}

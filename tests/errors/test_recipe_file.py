@@ -59,6 +59,13 @@ WRONG = {
         '"int4-g32"',
         '"int4-g32"\nactivations = "e9m9"',
     ): r"line 3: .*activations: there is no format 'e9m9'",
+    (
+        '"int4-g32"',
+        '"e4m3"\nactivations = "e4m3"\nmultiplier = "lmul"',
+    ): r"line 4: .*multiplier is 'lmul', expected one of exact, l-mul, l-mul-paper",
+    ("act_bits = 12", 'multiplier = "l-mul"'): r"recipe mine: multiplier is 'l-mul', weights is 'int4-g32'",
+    ("act_bits = 16", 'multiplier = "l-mul"'): r"layers 'head': multiplier is 'l-mul', weights is 'int4-g32'",
+    ("act_bits = 12", "multiplier = 8"): r"line 3: multiplier is 8, expected a text",
     ('"certified"', '"cert"'): r"line 4: state_bits is 'cert', expected a whole number",
     ('weights = "e2m1"', "nonlinear = 3"): r"line 7: nonlinear is 3, expected a text",
     ('weights = "e2m1"', "linear = 3"): r"line 7: there is no key 'linear', the nearest is 'nonlinear'",

@@ -190,7 +190,7 @@ def test_scales_of_blocks(name: str, rule: str) -> None:
         assert e == expected, (peak, rule)
 
 
-@pytest.mark.parametrize("name", ["mxfp4", "mxfp8-rceil", "int4-g16", "e2m1-g32", "int8", "ternary", "pot4"])
+@pytest.mark.parametrize("name", ["mxfp4", "mxfp8-rceil", "int4-g16", "e2m1-g32", "int8", "ternary", "binary", "pot4"])
 def test_rows_are_close_and_their_scales_are_multiples(name: str) -> None:
     f = format_named(name)
     rows = np.random.default_rng(0).normal(size=(5, 70)) * np.exp2(np.arange(-2.0, 3))[:, None]
@@ -201,7 +201,27 @@ def test_rows_are_close_and_their_scales_are_multiples(name: str) -> None:
     assert 1 <= q.multipliers.min() <= q.multipliers.max() <= 1 << max(SCALE_BITS, WINDOW)
     assert not q.real[:, 70:].any()
     noise = ((q.real[:, :70] - rows) ** 2).sum() / (rows**2).sum()
-    assert 10 * np.log10(1 / noise) > {"ternary": 4, "pot4": 14, "int8": 38, "mxfp8-rceil": 28}.get(name, 17)
+    assert 10 * np.log10(1 / noise) > {"ternary": 4, "binary": 3, "pot4": 14, "int8": 38, "mxfp8-rceil": 28}.get(
+        name, 17
+    )
+
+
+def test_binary_weights_are_signs_times_the_mean_magnitude() -> None:
+    """Of a row, or of a block; a row of zeros is next to nothing, and zeros are ones of it."""
+    f = FORMATS["binary"]
+    assert (f.magnitudes, f.bits, f.zero) == ((1,), 1, False)
+    assert f.rounded([-2.0, -1e-9, -0.0, 0.0, 1e-9, 0.4, 3.0]).tolist() == [-1, -1, 1, 1, 1, 1, 1]
+    rows = np.random.default_rng(0).normal(size=(3, 70))
+    rows[1] = 0
+    q = quantized_rows(rows, f)
+    np.testing.assert_array_equal(q.codes[:, 0], np.where(rows < 0, -1, 1))
+    np.testing.assert_allclose(q.steps[[0, 2]], np.abs(rows[[0, 2]]).mean(1), rtol=1e-12)
+    assert 0 < q.steps[1] < 1e-4 * q.steps.max()
+    blocks = quantized_rows(rows, format_named("binary-g16"), size=16)
+    assert set(np.unique(blocks.codes)) == {-1, 1}
+    np.testing.assert_allclose(
+        (blocks.multipliers * blocks.steps[:, None])[0, :4], np.abs(rows[0, :64]).reshape(4, 16).mean(1), rtol=0.01
+    )
 
 
 def test_blocks_of_very_different_sizes_stay_within_the_window() -> None:

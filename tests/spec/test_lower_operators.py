@@ -180,6 +180,7 @@ SEQUENCES: dict[str, Row] = {
     "offset": (of(lambda x, a, b, p: functional.silu(a) + p, (C,)), 41, 49),
     "offset per head": (of(lambda x, a, b, p: heads(functional.silu(a)) + p, (2, 1)), 43, 51),
     "heaviside": (of(lambda x, a, b: isobit_nn.heaviside(x) * b), 39, 48),
+    "sign": (of(lambda x, a, b: torch.sign(x) * b), 38, 48),
     "top_k": (of(lambda x, a, b: isobit_nn.top_k_mask(x, 2) * b), 39, 49),
     "rotate": (of(turned, *[(C, 2)] * 4), 36, 48),
     "rotation": (lambda: nn.Sequential(nn.Unflatten(-1, (1, C)), isobit_nn.Rotary(C), nn.Flatten(2)), 74, 74),

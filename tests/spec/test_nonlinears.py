@@ -236,6 +236,7 @@ def test_comparisons_are_exact() -> None:
     for threshold in (-128, -1, 0, 126, 127):
         assert np.array_equal(division.heaviside(a, threshold=threshold), (a > threshold).astype(int))
         assert np.array_equal(division.at_most(a, threshold=threshold), (a <= threshold).astype(int))
+    assert np.array_equal(division.sign(a), np.sign(a))
     for earlier in (0, 1):
         assert np.array_equal(division.comes_before(a, b, earlier), (b > a) | ((a == b) & bool(earlier)))
 

@@ -14,7 +14,7 @@ from isobit.quant.check import check
 from isobit.quant.errors import CheckError
 from isobit.quant.formats import FORMATS, MX, format_named
 from isobit.quant.formats.format import Format
-from isobit.quant.program import Constant, Input, IntType, Node, Program, TensorType, constant
+from isobit.quant.program import SIGN, Constant, Input, IntType, Node, Program, TensorType, constant, int_type
 from isobit.quant.quantize import quantize
 from isobit.quant.recipe import Recipe
 from isobit.quant.storage import Storage, is_packed, packed, storage, stored_bytes, touched, unpacked
@@ -68,14 +68,15 @@ def test_unpacking_undoes_packing(s: Storage, data: st.DataObject) -> None:
         ([1, -2, 7], IntType(4), None, [0xE1, 0x07]),
         ([1, -1, 0, 1, -1], IntType(2), None, [0b01_00_11_01, 0b11]),
         ([1, 2, 3], IntType(6, signed=False), None, [0b10_000001, 0b0011_0000, 0b00, 0]),
+        ([1, -1, -1, 1, 1, 1, -1, 1, -1, 1], SIGN, None, [0b1011_1001, 0b10]),
         ([12, -1], IntType(5), 1, [0x97]),
         ([1, 256], IntType(9, signed=False), 0, [0x91]),
         ([5, 250], IntType(8, signed=False), None, [5, 250]),
     ],
-    ids=["int4", "ternary", "six bits", "e2m1", "powers of two", "bytes"],
+    ids=["int4", "ternary", "six bits", "binary", "e2m1", "powers of two", "bytes"],
 )
 def test_bytes(values: list[int], elem: IntType, mantissa: int | None, expected: list[int]) -> None:
-    """Two int4 or E2M1 in a byte, four ternary; the first in the lowest bits."""
+    """Two int4 or E2M1 in a byte, four ternary, eight binary; the first in the lowest bits."""
     assert packed(constant("w", values, elem, mantissa=mantissa)).tolist() == expected
 
 
@@ -84,8 +85,8 @@ def test_machine_integers_are_not_packed() -> None:
     assert is_packed(constant("w", [1], IntType(15)))
 
 
-SIZES = ("int2", "int3", "int4", "int6", "int8", "int12", "int16", "int4-g32", "int3-g128", "ternary", "pot4", "csd8k2",
-         "e4m3", "e5m2", "e3m2", "e2m3", "e2m1", *MX)  # fmt: skip
+SIZES = ("int2", "int3", "int4", "int6", "int8", "int12", "int16", "int4-g32", "int3-g128", "binary", "ternary", "pot4",
+         "csd8k2", "e4m3", "e5m2", "e3m2", "e2m3", "e2m1", *MX)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -119,3 +120,15 @@ def test_other_numbers_are_refused(mantissa: int, message: str) -> None:
     table = np.array([[1, 2], [3, 4], [5, 6], [8, 12]])
     with pytest.raises(CheckError, match=message):
         check(_program(constant("w", table, IntType(5), mantissa=mantissa)))
+
+
+def test_elements_without_zero_are_of_constants_and_of_one_bit() -> None:
+    assert int_type(str(SIGN)) == SIGN
+    with pytest.raises(CheckError, match="w: 0 is no number of s1"):
+        check(_program(constant("w", [[1, -1], [0, 1], [1, 1], [1, 1]], SIGN)))
+    with pytest.raises(CheckError, match="an element of 2 bits without 0, expected 1 bit"):
+        IntType(2, zero=False)
+    x = Input("x", TensorType(("T",), SIGN))
+    sum_of = Node("requantize", (("hi", 1), ("lo", -1), ("m", 1), ("s", 1)), ("x",), "y", "t->t", "layer")
+    with pytest.raises(CheckError, match="x has elements s1, which only constants have"):
+        check(Program("p", (x,), (), (), (sum_of,), ("y",)))

@@ -44,7 +44,7 @@ def test_layers_have_widths_of_their_own() -> None:
     ("layers", "message"),
     [
         ({"2": {"act_bits": 20}}, "recipe r, layers '2': act_bits is 20, expected 2 to 16"),
-        ({"2": {"bits": 8}}, "recipe r, layers '2': there is no bits; there are weights, activations, act_bits"),
+        ({"2": {"bits": 8}}, "recipe r, layers '2': there is no bits; there are weights, activations, multiplier"),
         ({"encoder.*": {"act_bits": 16}}, r"recipe r: no layer matches 'encoder\.\*'; the layers are 0, 1, 2"),
     ],
 )

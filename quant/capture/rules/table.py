@@ -35,6 +35,7 @@ RULES: dict[str, Rule] = {
     "aten.tanh.default": functions.unary("tanh"),
     "aten.exp.default": functions.unary("exp"),
     "aten.abs.default": functions.unary("abs"),
+    "aten.sign.default": functions.unary("sign"),
     "aten.sqrt.default": functions.unary("sqrt"),
     "aten.hardswish.default": functions.unary("hardswish"),
     "aten.log_sigmoid.default": functions.unary("log_sigmoid"),
