@@ -21,8 +21,8 @@ STORED = Path(__file__).with_name("formats.json")
 """The Table that `make status` measured last."""
 
 WEIGHTS = (
-    "int8", "int6", "int4", "int4-g32", "int4-g16", "int3-g16", "int2-g32", "ternary", "pot4", "csd8k2", "e4m3", "e5m2",
-    "e3m2", "e2m3", "e2m1", "mxfp8", "mxfp6", "mxfp4", "mxfp4-rceil", "mxint8",
+    "int8", "int6", "int4", "int4-g32", "int4-g16", "int3-g16", "int2-g32", "ternary", "binary", "pot4", "csd8k2",
+    "e4m3", "e5m2", "e3m2", "e2m3", "e2m1", "mxfp8", "mxfp6", "mxfp4", "mxfp4-rceil", "mxint8",
 )  # fmt: skip
 """With 8-bit activations."""
 
@@ -33,6 +33,7 @@ ROWS: Mapping[str, Recipe] = {
     **{f"{name} x int8": Recipe("row", weights=name) for name in WEIGHTS},
     "int4-g32 x int4": Recipe("row", weights="int4-g32", act_bits=4),
     **{f"{name} x {name}": Recipe("row", weights=name, activations=name) for name in PAIRS},
+    "e4m3 x e4m3, l-mul": Recipe("row", weights="e4m3", activations="e4m3", multiplier="l-mul"),
 }
 """Weights x activations."""
 

@@ -52,10 +52,12 @@ def families_command(as_json: bool) -> None:
 
 
 def recipes_command(as_json: bool) -> None:
+    from isobit.quant.formats import format_named
     from isobit.quant.recipe import RECIPES
 
     rows = [
-        {k: v for k, v in vars(r).items() if k != "layers"} | {"state_bits": r.state_bits or "certified"}
+        {k: v for k, v in vars(r).items() if k != "layers"}
+        | {"state_bits": r.state_bits or "certified", "bits_per_weight": format_named(r.weights).bits}
         for r in RECIPES.values()
     ]
     if as_json:

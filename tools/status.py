@@ -44,8 +44,11 @@ def cells(table: Table) -> Iterator[list[str]]:
 
 
 def markdown(table: Table) -> str:
-    """The table for README.md."""
-    return markdown_table(["op", *TARGETS], ([f"`{row[0]}`", *row[1:]] for row in cells(table)))
+    """The table for README.md; ops with equal cells are one row."""
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for op, *found in cells(table):
+        rows.setdefault(tuple(found), []).append(f"`{op}`")
+    return markdown_table([f"{len(table)} ops", *TARGETS], ([", ".join(ops), *found] for found, ops in rows.items()))
 
 
 def status_command(run_now: bool, as_json: bool) -> int:

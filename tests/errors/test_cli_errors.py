@@ -189,7 +189,7 @@ CASES = {
     "quantize models:make -o new.onnx --calib calib.npz --recipe int8": "no recipe 'int8'; there are w8a8",
     f"{CALIBRATE} calib.npz --layer state_bits=32": "--layer 'state_bits=32', expected PATTERN:KEY=VALUE",
     f"{CALIBRATE} calib.npz --layer *:state_bits=x": r"--layer '\*:state_bits=x', expected PATTERN:KEY=VALUE",
-    f"{CALIBRATE} calib.npz --layer *:bits=8": "there is no bits; there are weights, activations, act_bits",
+    f"{CALIBRATE} calib.npz --layer *:bits=8": "there is no bits; there are weights, activations, multiplier",
     f"{CALIBRATE} calib.npz --layer *:cache_bits=3": "cache_bits is 3, expected 2 or 4, or 0: as act_bits",
     f"{CALIBRATE} calib.npz --layer no:state_bits=8": "no layer matches 'no'; the layers are",
     "quantize models -o new.onnx --calib calib.npz": "model 'models': expected pkg.mod:factory, a .pt2 file",
