@@ -272,7 +272,8 @@ def test_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     zoo = {"MoM": {"tiny": {"targets": dict.fromkeys(TARGETS, cell), "fidelity": figures}}}
     (tmp_path / "families.json").write_text(json.dumps(zoo))
     monkeypatch.setattr(families, "STORED", tmp_path / "families.json")
-    numbers = {"int8": {"targets": dict.fromkeys(TARGETS, cell), "points": [0.0, -0.27, 0.27], "bits": 8}}
+    lost = {"digits": [0.0, -0.27, 0.27], "fsdd": []}
+    numbers = {"int8 x int8": {"targets": dict.fromkeys(TARGETS, cell), "points": lost, "bits": 8}}
     (tmp_path / "formats.json").write_text(json.dumps(numbers))
     monkeypatch.setattr(formats, "STORED", tmp_path / "formats.json")
     expected = {"ops": {"silu": {"gpu": cell}}, "nonlinears": nonlinears.load(), "formats": numbers, "families": zoo}
@@ -287,6 +288,7 @@ def test_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("status", "no [/] GPU"),
         ("status", "98.5 %"),
         ("status", "+0.00 ± 0.67"),
+        ("status", "not measured"),
     ):
         assert word in succeeded(isobit(command)).out
     assert succeeded(isobit("--version")).out.startswith("isobit, version ")

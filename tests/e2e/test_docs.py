@@ -87,7 +87,7 @@ def test_paths_named_in_documents_exist(document: str) -> None:
     missing = [n for n in named if "NAME" not in n and not (ROOT / n).exists()]
     assert not missing
     linked = re.findall(r"\]\(([A-Za-z/]+\.md)\)", text)
-    assert not [n for n in linked if not (ROOT / n).is_file()]
+    assert not [n for n in linked if not (ROOT / document).parent.joinpath(n).is_file()]
 
 
 @pytest.mark.needs("gcc")
