@@ -236,7 +236,7 @@ class _Printer:
         weight = self.constant(self.unique(f"{name}_packed"), vnni.packed(p, lanes))
         start = self.constant(self.unique(f"{name}_start"), vnni.folded_start(p, lanes))
         tables = self.constant(self.unique(f"{name}_numbers"), vnni.tables(p, lanes)) if p.lookups else None
-        copy = _buffer(f"{name}_bytes", [imm(p.quads * vnni.QUAD)], "uint8")
+        copy = _buffer(f"{name}_bytes", [imm(p.bytes * p.quads * vnni.QUAD)], "uint8")
         total = _buffer(f"{name}_total", list(start.shape), "int32")
         block.statements += [_on_stack(copy), _on_stack(total)]
         block.statements += vnni.unsigned_copy(p, self.element(p.x, block), column, copy)

@@ -6,6 +6,7 @@ import json
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from isobit.targets.target import Artifact, NotHere, Options, target
 from isobit.targets.verify import EXACT, MISMATCH, verify
 from tests.models import mamba_block
 from tests.primitives import primitive_programs, primitive_vectors
+from tests.stored import ELEMENTS, numbers
 
 pytestmark = pytest.mark.needs("gcc")
 
@@ -164,13 +166,40 @@ def matrix_products() -> Program:
     return join("products", [*programs, replace(last, constants=(weight, start))])
 
 
-@pytest.mark.parametrize(("arch", "lanes"), [("znver5", 16), ("alderlake", 8), ("x86-64-v3", 0)])
-def test_matrix_products_by_vector_instructions(arch: str, lanes: int) -> None:
+def packed_products() -> Program:
+    """Every packed storage whose numbers are bytes or two limbs, with all of its numbers, times 8 and 16 bits."""
+    programs, limits = [], vnni.TWO_LIMBS
+    for s, elem in ELEMENTS.items():
+        fits = s.decoder.range in (vnni.INT8 if s.bits > vnni.MOST_LOOKED_UP or not s.is_coded else limits)
+        if not (s.signed and s.bits <= 8 and fits):
+            continue
+        for bits in (8, 16):
+            case = Case("", "tk,nk,n->tn", {"n": 19, "k": 37}, (f"i{bits}", "=i8", "=i20"), {"acc": 32})
+            made = case_program("matmul", case, f"{s.name}.{bits}")
+            weight = constant(f"{s.name}.{bits}.x1", np.resize(numbers(s), (19, 37)), elem, mantissa=s.mantissa)
+            programs.append(replace(made, constants=(weight, made.constants[1])))
+    return join("packed", programs)
+
+
+LANES = {"znver5": 16, "cascadelake": 16, "alderlake": 8, "x86-64-v3": 0}
+
+
+def test_lanes_of_cpus() -> None:
+    assert {arch: build.dot_lanes(arch) for arch in LANES} == LANES
+
+
+@pytest.mark.parametrize("make", [matrix_products, packed_products])
+@pytest.mark.parametrize(
+    ("arch", "lanes"), [*LANES.items(), ("cascadelake", 8)], ids=[*LANES, "cascadelake by half vectors"]
+)
+def test_matrix_products_by_vector_instructions(
+    arch: str, lanes: int, make: Callable[[], Program], monkeypatch: pytest.MonkeyPatch
+) -> None:
     if platform.machine() != "x86_64" or build.missing_features(arch):
         pytest.skip(f"not run: this CPU cannot run code for {arch}")
-    program = matrix_products()
+    program = make()
     assert all(vnni.product_of(k, nest(program)) for k in nest(program).kernels)
-    assert build.dot_lanes(arch) == lanes
+    monkeypatch.setattr(build, "dot_lanes", lambda cpu: lanes)
     assert_exact(program, list(golden(program)), arch)
 
 
