@@ -18,6 +18,7 @@ from isobit.export.tvm import build, expression, function, parameters, vnni
 from isobit.quant.check import check
 from isobit.quant.errors import InputError
 from isobit.quant.expr.symbols import Traced
+from isobit.quant.formats import FORMATS
 from isobit.quant.interpret import interpret
 from isobit.quant.ops import OPS, Case
 from isobit.quant.program import Arrays, IntType, Program, constant
@@ -201,6 +202,16 @@ def test_matrix_products_by_vector_instructions(
     assert all(vnni.product_of(k, nest(program)) for k in nest(program).kernels)
     monkeypatch.setattr(build, "dot_lanes", lambda cpu: lanes)
     assert_exact(program, list(golden(program)), arch)
+
+
+def test_a_power_of_two_beyond_two_limbs_is_no_vector_product() -> None:
+    f = FORMATS["pot5"]
+    case = Case("", "tk,nk,n->tn", {"n": 19, "k": 37}, ("i8", "=i8", "=i20"), {"acc": 32})
+    made = case_program("matmul", case, "pot5")
+    weight = constant("pot5.x1", np.full((19, 37), f.largest), f.elem, mantissa=f.mantissa)
+    program = replace(made, constants=(weight, made.constants[1]))
+    assert [vnni.product_of(k, nest(program)) for k in nest(program).kernels] == [None]
+    assert_exact(program, list(golden(program)))
 
 
 def test_an_unknown_cpu_is_refused(tmp_path: Path) -> None:
