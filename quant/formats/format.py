@@ -64,15 +64,18 @@ class Format:
     def rounded(self, x: npt.ArrayLike) -> Array:
         """The integers k of the numbers nearest to x, of any shape; beyond the largest, the largest.
 
-        Of 0, where it is none of them, the positive one.  Halfway between two magnitudes, the one with an even place in
-        their list is taken: of integers the even one, of minifloats the one whose mantissa is even.
-        Raises InputError for NaN.
+        Halfway between two magnitudes, the one with an even place in their list is taken: of integers the even one, of
+        minifloats the one whose mantissa is even.  These are rounded by their significant bits, which gives the same as
+        the list, faster.  Of 0, where it is no number, the positive one.  Raises InputError for NaN.
         """
         real = np.asarray(x, np.float64)
         if np.isnan(real).any():
             raise InputError(f"{self.name} has no NaN, got {int(np.isnan(real).sum())} of {real.size} values")
+        scaled = np.minimum(np.ldexp(np.abs(real), self.point), float(self.largest))
+        if self.mantissa or isinstance(self.magnitudes, range):
+            apart = np.ldexp(1.0, np.maximum(np.frexp(scaled)[1] - 1 - self.significant, 0))
+            return np.asarray(np.copysign(np.rint(scaled / apart) * apart, real).astype(np.int64))
         grid = np.array(self.magnitudes, np.float64)
-        scaled = np.minimum(np.ldexp(np.abs(real), self.point), grid[-1])
         above = np.clip(np.searchsorted(grid, scaled), len(grid) > 1, len(grid) - 1)
         below = np.maximum(above - 1, 0)
         half = (grid[below] + grid[above]) / 2
