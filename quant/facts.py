@@ -11,6 +11,7 @@ from isobit.quant.check import check
 from isobit.quant.expr.rewrite import multiplies
 from isobit.quant.expr.symbols import Traced
 from isobit.quant.ops import Structure
+from isobit.quant.ops.matmul import product
 from isobit.quant.program import Node, Program
 from isobit.quant.storage import stored_bytes
 
@@ -71,14 +72,20 @@ def node_facts(program: Program) -> list[NodeFacts]:
 def macs(program: Program, n: Node) -> int:
     """Multiply-accumulates per time step: products summed; a recurrence counts its update and its readout.
 
-    What needs no multiplier is none: a sum of values, of values times -1, 0 or 1, of L-Mul products.
+    What needs no multiplier is none: a sum of values, of values times -1, 0 or 1 or a power of two, of L-Mul products.
     """
-    return _elements(program, n) * sum(map(multiplies, _summed(program, n)))
+    return 0 if shifts(program, n) else _elements(program, n) * sum(map(multiplies, _summed(program, n)))
 
 
 def sums(program: Program, n: Node) -> int:
     """Terms per time step that are summed, or a state updated, without a multiplier."""
-    return _elements(program, n) * sum(not multiplies(body) for body in _summed(program, n))
+    return _elements(program, n) * sum(shifts(program, n) or not multiplies(body) for body in _summed(program, n))
+
+
+def shifts(program: Program, n: Node) -> bool:
+    """Whether it sums products with constants that are powers of two."""
+    held = [program.constant[i] for i in n.inputs[1:2] if i in program.constant]
+    return n.spec.define is product and any(c.storage.is_power for c in held)
 
 
 def _summed(program: Program, n: Node) -> list[Traced]:

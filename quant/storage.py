@@ -56,6 +56,13 @@ def magnitude(code: Any, *, mantissa: int, exponents: int) -> Any:
     return (lead + (code & ((1 << mantissa) - 1))) << shift
 
 
+def shifted(x: Any, code: Any, *, bits: int, exponents: int) -> Any:
+    """x times the power of two, or the zero, of a code of sign and exponent, without a multiplier."""
+    exponent = code & ((1 << (bits - 1)) - 1)
+    size = select(exponent < 1, 0, x << clip(exponent - 1, 0, exponents - 1))
+    return select(code < 1 << (bits - 1), size, 0 - size)
+
+
 @dataclass(frozen=True)
 class Storage:
     """Codes of `bits` bits; signed or not; of minifloats where `mantissa` is not None; of -1 and 1 without `zero`.
@@ -82,6 +89,15 @@ class Storage:
     def is_coded(self) -> bool:
         """Whether a code is something else than the integer in two's complement."""
         return self.mantissa is not None or not self.zero
+
+    @property
+    def is_power(self) -> bool:
+        """Whether its numbers are zero and powers of two with a sign: a product with one is a shift."""
+        return self.mantissa == 0 and self.signed
+
+    def times(self, x: Interval) -> Traced:
+        """The product of x and a code's number, as a shift."""
+        return trace(shifted, [x, Interval(0, (1 << self.bits) - 1)], {"bits": self.bits, "exponents": self.exponents})
 
     @property
     def straddles(self) -> bool:

@@ -111,17 +111,23 @@ class _KernelPrinter:
         yield f"{pad}}}"
 
     def _apply(self, apply: Apply) -> str:
+        if (found := self.unit.shifted(apply)) is not None:
+            return f"{found[0].name}({self._operand(apply.operands[0])}, {self._code(found[1])})"
         function = self.unit.function_of(apply)
         if function is None:
             operands = [self._operand(o) for o in apply.operands]
             return expression.inline(apply.body, operands, self.unit.tables)
         return f"{function.name}({', '.join(self._operand(o) for o in apply.used)})"
 
+    def _code(self, e: Element) -> str:
+        """What the array of a value holds, which of a coded constant is a code."""
+        places = [self._operand(i) if isinstance(i, Element | Local) else str(i) for i in e.indices]
+        return self.unit.element(e, places)
+
     def _operand(self, operand: Operand) -> str:
         match operand:
             case Element():
-                places = (self._operand(i) if isinstance(i, Element | Local) else str(i) for i in operand.indices)
-                element = self.unit.value[operand.value] + "".join(f"[{p}]" for p in places)
+                element = self._code(operand)
                 return self.unit.decoded(operand.value, element) if self.unit.is_coded(operand.value) else element
             case Local():
                 return self.scalar[operand.value]

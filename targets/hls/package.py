@@ -122,7 +122,7 @@ class Package:
         return "\n".join([*lines, "", f"}}  // namespace {self.name}_layers", "", "#endif", ""])
 
     def source(self) -> str:
-        scalars = [*self.unit.decoders.values(), *self.unit.functions.values()]
+        scalars = [*self.unit.decoders.values(), *self.unit.shifters.values(), *self.unit.functions.values()]
         functions = [self.unit.function_text(f) + "\n" for f in scalars]
         kernels = [kernel_text(self.unit, k) + "\n" for k in self.nest.kernels]
         return "\n".join(

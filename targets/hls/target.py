@@ -54,7 +54,7 @@ def figures(package: Package) -> Mapping[str, object]:
         tuple(sorted(a.bits for a in n.args))
         for kernel in package.nest.kernels
         for s, _ in walk(kernel.body)
-        if (apply := applied(s))
+        if (apply := applied(s)) and package.unit.shifted(apply) is None
         for n in apply.body.nodes
         if n.op == "mul" and selected(n) is None
     ]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from isobit.quant.expr.interval import Interval
 from isobit.quant.expr.symbols import Traced
-from isobit.quant.facts import macs, sums
+from isobit.quant.facts import macs, shifts, sums
+from isobit.quant.ops.matmul import product
 from isobit.quant.ops.moves import Affine
 from isobit.quant.program import Constant
-from isobit.quant.storage import Storage
+from isobit.quant.storage import Storage, shifted
 from isobit.targets.hls import expression
 from isobit.targets.hls.text import Names, ap, comment, dims
 from isobit.targets.nest import (
@@ -125,6 +127,8 @@ class Unit:
         self.functions = self._functions(names)
         self.decoders = self._decoders(names)
         """By storage: the function that gives a code's integer."""
+        self.shifters = self._shifters(names)
+        """By storage and range of x: the function that multiplies x by a code's power of two."""
         self.kernel = self._kernels()
         """By kernel name: the name of its function."""
         self.names = Names({*letters, *self.tables.values(), *self.scalar_functions()})
@@ -165,6 +169,19 @@ class Unit:
         call, bits = f"{f.name}({code})", self.bits(value)
         return call if f.traced.range.bits == bits else f"{ap(bits)}({call})"
 
+    def shifted(self, apply: Apply) -> tuple[Function, Element] | None:
+        """The function of a product with a constant of powers of two, and that constant's element."""
+        if apply.node.spec.define is not product or not shifts(self.nest.program, apply.node):
+            return None
+        code = apply.operands[1]
+        assert isinstance(code, Element)
+        storage = self.nest.program.constant[code.value].storage
+        return self.shifters[storage, apply.body.operands[0].range], code
+
+    def element(self, e: Element, places: Sequence[str]) -> str:
+        """`name[i][j]`."""
+        return self.value[e.value] + "".join(f"[{p}]" for p in places)
+
     def parameter(self, value: str, written: bool, used: bool = True) -> str:
         """A stored value as a parameter: scalars by value, or by reference where they are written."""
         name = self.value[value] if used else ""
@@ -200,7 +217,7 @@ class Unit:
 
     def scalar_functions(self) -> Iterator[str]:
         """Names of the functions that kernels call."""
-        yield from (f.name for f in (*self.decoders.values(), *self.functions.values()))
+        yield from (f.name for f in (*self.decoders.values(), *self.shifters.values(), *self.functions.values()))
 
     def _tables(self, names: Names) -> dict[tuple[int, ...], str]:
         tables: dict[tuple[int, ...], str] = {}
@@ -227,13 +244,29 @@ class Unit:
 
     def _decoders(self, names: Names) -> dict[Storage, Function]:
         found: dict[Storage, list[str]] = {}
-        for c in self.nest.program.constants:
-            if self.is_coded(c.name):
+        program = self.nest.program
+        read = {i for n in program.nodes if not shifts(program, n) for i in n.inputs}
+        for c in program.constants:
+            if self.is_coded(c.name) and c.name in read:
                 found.setdefault(c.storage, []).append(c.name)
         return {
             s: Function(names.fresh(s.name), (s.number[0].__doc__ or "").strip(), s.decoder, layers)
             for s, layers in found.items()
         }
+
+    def _shifters(self, names: Names) -> dict[tuple[Storage, Interval], Function]:
+        found: dict[tuple[Storage, Interval], Function] = {}
+        for apply in self._applied():
+            if apply.node.spec.define is not product or not shifts(self.nest.program, apply.node):
+                continue
+            storage = self.nest.program.constant[apply.node.inputs[1]].storage
+            x = apply.body.operands[0].range
+            if (storage, x) not in found:
+                name = names.fresh(f"times_{storage.name}")
+                summary = (shifted.__doc__ or "").strip()
+                found[storage, x] = Function(name, summary, storage.times(x), [])
+            found[storage, x].layers.append(apply.node.loc)
+        return found
 
     def _kernels(self) -> dict[str, str]:
         """Named after the layer, and after the output where several groups are of one layer."""

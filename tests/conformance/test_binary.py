@@ -150,8 +150,8 @@ def test_a_product_is_a_selection_where_an_operand_lies_between_minus_1_and_1(lo
         assert ("*" in expression.inline(traced, ["a", "b"], {})) is needed
 
 
-@pytest.mark.parametrize("recipe", ["binary-a8", "ternary-a8"])
-def test_sums_of_such_weights_have_no_multiplier(recipe: str) -> None:
+@pytest.mark.parametrize(("recipe", "by"), [("binary-a8", "?"), ("ternary-a8", "?"), ("pot-a8", "times_e3m0(")])
+def test_sums_of_such_weights_have_no_multiplier(recipe: str, by: str) -> None:
     torch.manual_seed(0)
     x = np.random.default_rng(0).normal(size=(2, 8, CHANNELS))
     program = quantize(nn.Linear(CHANNELS, 6), x, recipe, name="linear").program
@@ -161,7 +161,7 @@ def test_sums_of_such_weights_have_no_multiplier(recipe: str) -> None:
         node, package = next(n for n in p.nodes if n.op == "matmul"), Package(p)
         lines = [line for line in package.source().splitlines() if re.search(r"^ +\w+ \+= ", line)]
         assert len(lines) == 1
-        totals.append(("*" in lines[0], "?" in lines[0], macs(p, node), sums(p, node), figures(package)["macs"]))
+        totals.append(("*" in lines[0], by in lines[0], macs(p, node), sums(p, node), figures(package)["macs"]))
     assert totals == [(False, True, 0, 48, 0), (True, False, 48, 0, 48)]
 
 
