@@ -18,7 +18,7 @@ from isobit.quant.errors import InputError
 from isobit.quant.interpret import interpret
 from isobit.quant.lower.edges import InputSpec, input_spec, quantize_for, quantize_input
 from isobit.quant.lower.lower import lower
-from isobit.quant.lower.quantity import OUTPUT
+from isobit.quant.lower.lowering import OUTPUT
 from isobit.quant.program import Array, Arrays, Program
 from isobit.quant.recipe import Recipe, recipe_named
 from isobit.quant.trained import Compared, compare, compare_weights, summary

@@ -20,7 +20,7 @@ from isobit.quant.check import check
 from isobit.quant.errors import InputError
 from isobit.quant.interpret import interpret, run_node
 from isobit.quant.lower.edges import quantize_for
-from isobit.quant.lower.quantity import OUTPUT
+from isobit.quant.lower.lowering import OUTPUT
 from isobit.quant.program import Array, Arrays, Node, Program
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ import numpy as np
 from isobit.quant.capture.graph import Floats, GraphNode
 from isobit.quant.expr.interval import Interval
 from isobit.quant.formats.blocks import WINDOW, Blocks, carry_of, exponent, quantized_rows
+from isobit.quant.lower.lowering import Lowering
 from isobit.quant.lower.moves import padded, split
-from isobit.quant.lower.quantity import WIDE_BITS, Lowering, Quantity, accumulator_bits, letters
+from isobit.quant.lower.quantity import WIDE_BITS, Quantity, accumulator_bits, letters
 from isobit.quant.lower.sums import Moments, Start, corrected, exact_sum, importance, least_steps, settle
 
 

@@ -15,8 +15,9 @@ import numpy as np
 from isobit.quant.capture.graph import Dims, GraphNode
 from isobit.quant.expr.interval import Interval
 from isobit.quant.lower import linear
+from isobit.quant.lower.lowering import Lowering
 from isobit.quant.lower.moves import padded, split
-from isobit.quant.lower.quantity import Lowering, Quantity, accumulator_bits, letters
+from isobit.quant.lower.quantity import Quantity, accumulator_bits, letters
 from isobit.quant.lower.sums import settle
 from isobit.quant.ops.cache import INVERSE_BITS, inverse_of
 from isobit.quant.program import IntType

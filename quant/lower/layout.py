@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from isobit.quant.capture.graph import Dims, Floats, GraphNode
+from isobit.quant.lower.lowering import Lowering
 from isobit.quant.lower.moves import padded, split
-from isobit.quant.lower.quantity import Lowering, Quantity, letters, symmetric_scale
+from isobit.quant.lower.quantity import Quantity, letters, symmetric_scale
 
 
 def _source(low: Lowering, n: GraphNode) -> Quantity:

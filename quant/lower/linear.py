@@ -17,8 +17,9 @@ from isobit.quant.formats import FORMATS, format_named
 from isobit.quant.formats.blocks import Blocks, quantized_rows
 from isobit.quant.formats.format import Format
 from isobit.quant.lower.blocks import blocked_operand, blocked_products, is_blocked
+from isobit.quant.lower.lowering import Lowering
 from isobit.quant.lower.moves import padded
-from isobit.quant.lower.quantity import Coded, Lowering, Quantity, accumulator_bits, largest, letters
+from isobit.quant.lower.quantity import Coded, Quantity, accumulator_bits, largest, letters
 from isobit.quant.lower.sums import Moments, Start, corrected, element_of, exact_sum, importance, least_steps, settle
 from isobit.quant.lower.terms import largest_dot, largest_sums, term_op, term_params, term_unit, weight_constant
 from isobit.quant.program import Array, IntType

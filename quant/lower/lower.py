@@ -11,8 +11,9 @@ from isobit.quant.certificates.search import certified_bits, certify
 from isobit.quant.check import check
 from isobit.quant.errors import CheckError, InputError
 from isobit.quant.lower.edges import InputSpec
+from isobit.quant.lower.lowering import Lowering
 from isobit.quant.lower.modes import MODES
-from isobit.quant.lower.quantity import UNIT, WIDE_BITS, Form, Lowering, letters
+from isobit.quant.lower.quantity import UNIT, WIDE_BITS, Form, letters
 from isobit.quant.lower.rules import RULES
 from isobit.quant.program import Program
 from isobit.quant.recipe import CERTIFIED, Recipe

@@ -16,7 +16,8 @@ from isobit.quant.errors import InputError
 from isobit.quant.expr.interval import Interval
 from isobit.quant.lower import norms
 from isobit.quant.lower.dyadic import dyadic
-from isobit.quant.lower.quantity import Lowering, Operand, Quantity, accumulator_bits, largest, letters
+from isobit.quant.lower.lowering import Lowering
+from isobit.quant.lower.quantity import Operand, Quantity, accumulator_bits, largest, letters
 from isobit.quant.ops.ivit import EXP_BITS, GATE_UNIT, LARGEST, NEWTON_START, NEWTON_STEPS
 from isobit.quant.ops.lut import INDEX_BITS, LAST
 from isobit.quant.program import IntType

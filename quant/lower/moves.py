@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from isobit.quant.capture.graph import Dims, GraphNode
 from isobit.quant.expr.interval import Interval
-from isobit.quant.lower.quantity import Lowering, Quantity, letters
+from isobit.quant.lower.lowering import Lowering
+from isobit.quant.lower.quantity import Quantity, letters
 
 
 def padded(low: Lowering, n: GraphNode, x: Quantity, axis: int, before: int, after: int, name: str) -> Quantity:

@@ -11,8 +11,9 @@ from isobit.quant.capture.graph import GraphNode
 from isobit.quant.errors import InputError
 from isobit.quant.expr.interval import Interval
 from isobit.quant.lower.dyadic import dyadic, dyadics
+from isobit.quant.lower.lowering import Lowering
 from isobit.quant.lower.pointwise import LOG2_E, OCTAVE_BITS, divided
-from isobit.quant.lower.quantity import Lowering, Operand, Quantity, accumulator_bits, largest, letters, power_above
+from isobit.quant.lower.quantity import Operand, Quantity, accumulator_bits, largest, letters, power_above
 from isobit.quant.ops import OPS
 from isobit.quant.ops.exp2 import FRAC
 from isobit.quant.program import IntType

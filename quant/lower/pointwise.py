@@ -11,7 +11,8 @@ from isobit.quant.capture.graph import GraphNode
 from isobit.quant.errors import InputError
 from isobit.quant.expr.interval import Interval
 from isobit.quant.lower.dyadic import dyadic, dyadics
-from isobit.quant.lower.quantity import Lowering, Operand, Quantity, largest, letters, limits, reduced
+from isobit.quant.lower.lowering import Lowering
+from isobit.quant.lower.quantity import Operand, Quantity, largest, letters, limits, reduced
 from isobit.quant.lower.quantizers import exact_addition
 from isobit.quant.ops.exp2 import FRAC
 from isobit.quant.ops.rmsnorm import rsqrt as integer_rsqrt

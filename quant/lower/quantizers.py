@@ -10,7 +10,8 @@ from isobit.quant.capture.graph import Dims, Floats, GraphNode
 from isobit.quant.errors import CheckError
 from isobit.quant.expr.interval import Interval
 from isobit.quant.lower.dyadic import MULTIPLIER_BITS, dyadics
-from isobit.quant.lower.quantity import OUTPUT, Lowering, Quantity, as_it_is, letters, trained_range
+from isobit.quant.lower.lowering import OUTPUT, Lowering, as_it_is
+from isobit.quant.lower.quantity import Quantity, letters, trained_range
 from isobit.quant.lower.sums import WIDE_SUM, high_bits
 from isobit.quant.ops.requantize import ROUNDINGS
 from isobit.quant.program import Array, IntType

@@ -10,11 +10,11 @@ from isobit.quant.capture.graph import Dims, Floats, GraphNode
 from isobit.quant.errors import InputError
 from isobit.quant.expr.interval import Interval
 from isobit.quant.lower.dyadic import dyadic
+from isobit.quant.lower.lowering import Lowering
 from isobit.quant.lower.pointwise import LOG2_E
 from isobit.quant.lower.quantity import (
     UNIT,
     UNIT_SCALE,
-    Lowering,
     Quantity,
     accumulator_bits,
     headroom,

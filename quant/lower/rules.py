@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from isobit.quant.capture.graph import GraphNode
 from isobit.quant.lower import cache, layout, linear, norms, pointwise, quantizers, recurrences
-from isobit.quant.lower.quantity import Lowering
+from isobit.quant.lower.lowering import Lowering
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from isobit.quant.expr.interval import Interval
 from isobit.quant.formats.blocks import SCALE_BITS, Blocks, Rows
 from isobit.quant.formats.format import Format
 from isobit.quant.lower.dyadic import MAX_SHIFT
-from isobit.quant.lower.quantity import Coded, Lowering, Quantity, accumulator_bits, letters
+from isobit.quant.lower.lowering import Lowering
+from isobit.quant.lower.quantity import Coded, Quantity, accumulator_bits, letters
 from isobit.quant.program import IntType
 
 BIAS_BITS = 24

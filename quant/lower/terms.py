@@ -10,7 +10,8 @@ import numpy.typing as npt
 from isobit.quant.capture.graph import GraphNode
 from isobit.quant.formats.format import Format
 from isobit.quant.formats.multiplier import codes_of
-from isobit.quant.lower.quantity import Coded, Lowering, Quantity
+from isobit.quant.lower.lowering import Lowering
+from isobit.quant.lower.quantity import Coded, Quantity
 from isobit.quant.program import Array
 
 
