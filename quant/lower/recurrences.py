@@ -232,7 +232,7 @@ def _decay_operand(low: Lowering, n: GraphNode, decay: str, axes: _Heads) -> tup
         codes = _decay_codes(low, n, decay)
         dims = low.graph.dims[n.output][: len(heads)]
         codes = np.broadcast_to(codes.reshape(codes.shape if codes.ndim else (1,) * len(heads)), dims)
-        return low.constant(f"{n.output}.decay", codes, IntType(15, signed=False), UNIT_SCALE), heads
+        return low.constant(f"{n.output}.decay", codes, IntType(16), UNIT_SCALE), heads
     held = low.need(decay, UNIT)
     return held, f"t{heads}" if len(held.dims) == len(heads) else f"t{heads}k"
 
@@ -304,7 +304,7 @@ def _diagonal_state(low: Lowering, n: GraphNode) -> Quantity:
 def _elementwise_decay(low: Lowering, n: GraphNode, decay: str) -> tuple[Quantity | str, str]:
     if decay in low.graph.parameters:
         codes = _decay_codes(low, n, decay)
-        return low.constant(f"{n.output}.decay", codes, IntType(15, signed=False), UNIT_SCALE), letters(codes.ndim)
+        return low.constant(f"{n.output}.decay", codes, IntType(16), UNIT_SCALE), letters(codes.ndim)
     held = low.need(decay, UNIT)
     return held, f"t{letters(len(held.dims))}"
 
@@ -377,7 +377,7 @@ def _selective_decay(low: Lowering, n: GraphNode, dt: Quantity, along: str) -> s
             f"{n.loc}: dt * a reaches {dt.unit * dt.magnitude * rates.max():g} octaves; nothing is remembered"
         )
     codes = np.rint(rates * (octaves * 2.0**s)).astype(np.int64)
-    rate = low.constant(f"{n.output}.rate", codes, IntType(15, signed=False), 1 / (octaves * 2.0**s))
+    rate = low.constant(f"{n.output}.rate", codes, IntType(16), 1 / (octaves * 2.0**s))
     index = f"t{along}c,cn->t{along}cn"
     if op == "octave_index":
         down = FRAC - OCTAVE_FRACTION
