@@ -12,6 +12,9 @@ from isobit.quant.calibrate.evaluate import FORWARD, evaluate
 from isobit.quant.capture.graph import NEVER, Floats, Graph
 from isobit.quant.errors import InputError
 
+SEEN = 1 << 12
+"""Elements of a value that are kept."""
+
 CHUNK = 1 << 16
 """Time steps, over all sequences, that are evaluated at once."""
 
@@ -36,7 +39,7 @@ class Calibration:
     """Ranges by value; a recurrence `r` adds `r.state`, its states, and `r.v`, dt * u.  samples: sequences seen.
 
     least, most: of every element, of the value's dims; of states too.  means, squares: the mean of every element, and
-    that of its square.
+    that of its square.  seen: up to SEEN of its elements, evenly spaced.
     Every limit is rounded to float32, so that the order of a float sum does not reach the integers.
     """
 
@@ -46,6 +49,7 @@ class Calibration:
     most: Mapping[str, Floats]
     means: Mapping[str, Floats]
     squares: Mapping[str, Floats]
+    seen: Mapping[str, Floats]
 
     def peaks(self, v: str) -> Floats:
         """The largest magnitude of every element of a value or a state."""
@@ -112,6 +116,7 @@ def observe(graph: Graph, x: Floats, progress: Callable[[float], None] | None = 
     most: dict[str, Floats] = {}
     means: dict[str, Floats] = {}
     squares: dict[str, Floats] = {}
+    kept: dict[str, list[Floats]] = {}
 
     def record(name: str, array: Floats) -> None:
         happened = array[np.abs(array) < -NEVER / 2] if array.min() < NEVER / 2 else array
@@ -122,6 +127,8 @@ def observe(graph: Graph, x: Floats, progress: Callable[[float], None] | None = 
         for moments, values in ((means, array), (squares, array * array)):
             share = values.mean((0, 1)) * (len(array) / len(x))
             moments[name] = moments[name] + share if name in moments else share
+        wanted = max(1, SEEN * len(array) // len(x))
+        kept.setdefault(name, []).append(array.ravel()[:: -(-array.size // wanted)])
         lo, hi = array.min((0, 1)), array.max((0, 1))
         least[name], most[name] = np.minimum(least.get(name, lo), lo), np.maximum(most.get(name, hi), hi)
 
@@ -144,7 +151,7 @@ def observe(graph: Graph, x: Floats, progress: Callable[[float], None] | None = 
             {k: np.asarray(p, np.float32).astype(np.float64) for k, p in rows.items()}
             for rows in (least, most, means, squares)
         )
-    return Calibration(ranges, len(x), least, most, means, squares)
+    return Calibration(ranges, len(x), least, most, means, squares, {k: np.concatenate(v) for k, v in kept.items()})
 
 
 def _chunks(x: Floats) -> Iterator[Floats]:

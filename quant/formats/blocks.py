@@ -169,6 +169,12 @@ def _peaks(blocks: Floats, element: Format) -> Floats:
     return np.asarray(magnitudes.mean(-1) if element.largest == 1 else magnitudes.max(-1))
 
 
+def nearest_scale(values: Floats, scale: float, element: Format) -> float:
+    """Of FRACTIONS of a scale, the one at which these values, rounded, have the least squared error."""
+    blocks = values.reshape(1, 1, -1)
+    return float(_nearest_scales(blocks, np.full((1, 1), scale), element, np.ones_like(blocks))[0, 0])
+
+
 def _nearest_scales(blocks: Floats, scales: Floats, element: Format, counts: Floats) -> Floats:
     """Of FRACTIONS of these scales, for every block the one with the least squared error; of ternary ones 1."""
     best, chosen = np.full(scales.shape, np.inf), scales

@@ -12,6 +12,7 @@ from isobit.quant.calibrate.observe import Calibration
 from isobit.quant.capture.graph import Dims, Floats, Graph, GraphNode
 from isobit.quant.errors import InputError
 from isobit.quant.expr.interval import Interval
+from isobit.quant.formats.blocks import nearest_scale
 from isobit.quant.formats.format import Format
 from isobit.quant.formats.multiplier import Codes, code_params
 from isobit.quant.lower.dyadic import MAX_SHIFT, dyadic, dyadics
@@ -225,9 +226,9 @@ class Lowering:
         return held
 
     def _minifloat(self, v: str, held: Quantity, form: Format) -> Quantity:
-        """The largest magnitude of calibration becomes the format's largest number, as in OCP's MX and in Brevitas."""
+        """At the scale of least squared error, up to the one at which nothing saturates."""
         assert form.mantissa is not None
-        scale = (self.calibration.ranges[v].absmax or 1.0) / form.largest
+        scale = nearest_scale(self.calibration.seen[v], (self.calibration.ranges[v].absmax or 1.0) / form.largest, form)
         m, s = dyadic(held.unit / scale, held.magnitude << 1, min(24, MAX_SHIFT - form.largest.bit_length()))
         axes, loc = letters(len(held.dims)), self.producer[v].loc if v in self.producer else self.graph.name
         params = {"m": m, "s": s, "mantissa": form.mantissa, "most": form.largest}
