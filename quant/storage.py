@@ -175,7 +175,12 @@ def is_packed(c: Constant) -> bool:
 
 def stored_bytes(c: Constant) -> int:
     """Bytes of a constant on every target but `hls`, whose memories have the width of a code."""
-    return len(packed(c)) if is_packed(c) else len(c.data)
+    return packed_bytes(c.storage, c.type.size) if is_packed(c) else len(c.data)
+
+
+def packed_bytes(s: Storage, size: int) -> int:
+    """Bytes of `size` codes, and of what the read of the last one touches behind them."""
+    return -(-size * s.bits // 8) + touched(s) - 1
 
 
 def packed(c: Constant) -> npt.NDArray[np.uint8]:

@@ -14,7 +14,7 @@ from onnx import AttributeProto, TensorProto, helper
 
 from isobit.export.onnx.body import Body, element
 from isobit.quant.program import Constant, TensorType, int_type
-from isobit.quant.storage import Storage, packed, storage, touched, unpacked
+from isobit.quant.storage import Storage, packed, packed_bytes, storage, unpacked
 
 UNPACK = "unpack"
 ATTRIBUTES = ("elem", "mantissa", "shape")
@@ -88,7 +88,7 @@ def constant_of(call: onnx.NodeProto, codes: TensorProto) -> Constant:
     t = TensorType(shape, elem)
     s = storage(elem, None if mantissa < 0 else mantissa)
     size, data = math.prod(shape), np.frombuffer(codes.raw_data, np.uint8)
-    wanted = -(-size * s.bits // 8) + touched(s) - 1
+    wanted = packed_bytes(s, size)
     if min(shape, default=0) < 0 or data.size != wanted:
         raise ValueError(f"weight {codes.name} of shape {shape} takes {wanted} bytes, got {data.size}")
     values = unpacked(s, data, size)

@@ -9,7 +9,6 @@ from functools import cached_property
 from isobit.quant.expr.interval import Interval
 from isobit.quant.expr.symbols import Traced
 from isobit.quant.facts import macs, shifts, sums
-from isobit.quant.ops.matmul import product
 from isobit.quant.ops.moves import Affine
 from isobit.quant.program import Constant
 from isobit.quant.storage import Storage, shifted
@@ -171,7 +170,7 @@ class Unit:
 
     def shifted(self, apply: Apply) -> tuple[Function, Element] | None:
         """The function of a product with a constant of powers of two, and that constant's element."""
-        if apply.node.spec.define is not product or not shifts(self.nest.program, apply.node):
+        if not shifts(self.nest.program, apply.node):
             return None
         code = apply.operands[1]
         assert isinstance(code, Element)
@@ -257,7 +256,7 @@ class Unit:
     def _shifters(self, names: Names) -> dict[tuple[Storage, Interval], Function]:
         found: dict[tuple[Storage, Interval], Function] = {}
         for apply in self._applied():
-            if apply.node.spec.define is not product or not shifts(self.nest.program, apply.node):
+            if not shifts(self.nest.program, apply.node):
                 continue
             storage = self.nest.program.constant[apply.node.inputs[1]].storage
             x = apply.body.operands[0].range
