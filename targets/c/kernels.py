@@ -118,7 +118,8 @@ class Functions:
     def names(self) -> set[str]:
         """What the locals of kernels must not hide: functions and tables."""
         numbered = {f"{f}_{i + 1}" for f, count in self.variants.items() for i in range(count)}
-        decoders = {c.storage.name for c in self.nest.program.constants}
+        stored = {c.storage for c in self.nest.program.constants}
+        decoders = {name for s in stored for name in (s.name, self._numbers(s))}
         return set(OPS) | set(self.variants) | numbered | set(self.tables.values()) | decoders
 
     def call(self, apply: Apply, operands: list[str]) -> str:
@@ -134,7 +135,10 @@ class Functions:
         s = c.storage
         if s not in self.decoders:
             self.decoders[s] = f"{s.name}_scalar" if s.name in self.values else s.name
-            lines, body = expression(s.decoder, ["code"], {}), s.decoder
+            body = self.bodies[s.name, "code"] = _tabulated(s.decoder) or s.decoder
+            for values in body.tables:
+                self.tables.setdefault(values, self._numbers(s))
+            lines = expression(body, ["code"], self.tables)
             self.text += [
                 *comment(f"{(s.number[0].__doc__ or '').strip()} Of {s.bits} bits."),
                 " */",
@@ -148,12 +152,16 @@ class Functions:
         narrow = word(s.decoder.range.bits) == 64 and word(self.nest.range(c.name).bits) == 32
         return f"(int32_t){text}" if narrow else text
 
+    def _numbers(self, s: Storage) -> str:
+        """The table of the integers of all codes."""
+        name = f"{s.name}_numbers"
+        return f"{name}_table" if name in self.values else name
+
     def _body(self, apply: Apply) -> Traced:
         """The definition as this target computes it: as a table of its 8-bit operand, or with high-half products."""
         key = (apply.node.output, apply.role)
         if key not in self.bodies:
-            table = tabulate(apply.body) if operations(apply.body) >= WORTH_A_TABLE else None
-            self.bodies[key] = table or high_products(apply.body)
+            self.bodies[key] = _tabulated(apply.body) or high_products(apply.body)
         return self.bodies[key]
 
     def _family(self, apply: Apply) -> str:
@@ -212,6 +220,11 @@ class Functions:
                 f"static const {ctype(Interval(min(v), max(v)))} {name}[{len(v)}] = {initializer(list(v))};"
             )
         ]
+
+
+def _tabulated(body: Traced) -> Traced | None:
+    """A definition as a table, where that is less work."""
+    return tabulate(body) if operations(body) >= WORTH_A_TABLE else None
 
 
 def _applications(statements: tuple[Statement, ...]) -> Iterator[Apply]:
