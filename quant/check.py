@@ -196,7 +196,7 @@ class _Checker:
             _refuse_large(name, shape)
             if not 1 <= t.elem.bits <= 63 + t.elem.signed:
                 raise CheckError(f"{name} has elements {t.elem}, expected i1 to i64 or u1 to u63")
-            if not t.elem.zero and name not in p.constant:
+            if t.elem.of_constants and name not in p.constant:
                 raise CheckError(f"{name} has elements {t.elem}, which only constants have")
             self.c.ranges[name] = t.elem.range
         self.c.ranges.update({c.name: _values_of(c) for c in p.constants})

@@ -72,7 +72,7 @@ def node_facts(program: Program) -> list[NodeFacts]:
 def macs(program: Program, n: Node) -> int:
     """Multiply-accumulates per time step: products summed; a recurrence counts its update and its readout.
 
-    What needs no multiplier is none: a sum of values, of values times -1, 0 or 1 or a power of two, of L-Mul products.
+    What needs no multiplier is none: a sum of values, of values times -1, 0, 1 or few powers of two, of L-Mul products.
     """
     return 0 if shifts(program, n) else _elements(program, n) * sum(map(multiplies, _summed(program, n)))
 
@@ -83,9 +83,9 @@ def sums(program: Program, n: Node) -> int:
 
 
 def shifts(program: Program, n: Node) -> bool:
-    """Whether it sums products with constants that are powers of two."""
+    """Whether it sums products with constants that are few signed powers of two."""
     held = [program.constant[i] for i in n.inputs[1:2] if i in program.constant]
-    return n.spec.define is product and any(c.storage.is_power for c in held)
+    return n.spec.define is product and any(c.storage.product for c in held)
 
 
 def _summed(program: Program, n: Node) -> list[Traced]:

@@ -35,21 +35,32 @@ CONTAINERS = (8, 16, 32, 64)
 class IntType:
     """An integer of `bits` bits; stored in the smallest signed container of 8, 16, 32 or 64 bits that holds it.
 
-    zero: whether it can be 0; where not, one bit is -1 or 1: SIGN, of constants only.
+    Two are of constants only.  zero: whether it can be 0; where not, one bit is -1 or 1: SIGN.  digits: whether it is a
+    sum of at most two signed powers of two, of 8 bits: DIGITS.
     """
 
     bits: int
     signed: bool = True
     zero: bool = True
+    digits: bool = False
 
     def __post_init__(self) -> None:
-        if not self.zero and (self.bits, self.signed) != (1, True):
+        if not self.zero and (self.bits, self.signed, self.digits) != (1, True, False):
             raise CheckError(f"an element of {self.bits} bits without 0, expected 1 bit: -1 or 1")
+        if self.digits and (self.bits, self.signed) != (8, True):
+            raise CheckError(f"an element of {self.bits} bits of signed digits, expected 8 bits with a sign")
+
+    @property
+    def of_constants(self) -> bool:
+        """Whether only constants have such elements."""
+        return self.digits or not self.zero
 
     @property
     def range(self) -> Interval:
         if not self.zero:
             return Interval(-1, 1)
+        if self.digits:
+            return Interval(-127, 127)
         if self.signed:
             return Interval(-(1 << (self.bits - 1)), (1 << (self.bits - 1)) - 1)
         return Interval(0, (1 << self.bits) - 1)
@@ -64,17 +75,23 @@ class IntType:
         return np.dtype(f"<i{self.container // 8}")
 
     def __str__(self) -> str:
-        return f"{'i' if self.signed else 'u'}{self.bits}" if self.zero else "s1"
+        if self.of_constants:
+            return "csd8k2" if self.digits else "s1"
+        return f"{'i' if self.signed else 'u'}{self.bits}"
 
 
 SIGN = IntType(1, zero=False)
 """-1 or 1."""
 
+DIGITS = IntType(8, digits=True)
+"""Sums of at most two signed powers of two."""
+
 
 def int_type(text: str) -> IntType:
-    """The inverse of str: `i8`, `u15`, `s1`."""
-    if text == str(SIGN):
-        return SIGN
+    """The inverse of str: `i8`, `u15`, `s1`, `csd8k2`."""
+    for elem in (SIGN, DIGITS):
+        if text == str(elem):
+            return elem
     match = re.fullmatch(r"([iu])([1-9]\d?)", text)
     if not match:
         raise CheckError(f"element type '{text}': expected i or u and a width, such as i8 or u15")

@@ -1,8 +1,9 @@
 """How constants are stored: codes of few bits, one after another, from the lowest bit of the first byte on.
 
 A code is the integer itself in two's complement; where the constant has a mantissa, a minifloat: sign, exponent,
-mantissa, with subnormals; where its elements are -1 and 1, one bit, 0 and 1.  So four-bit integers and E2M1 take half a
-byte, ternary weights a quarter, binary ones an eighth, E4M3 one byte.
+mantissa, with subnormals; where its elements are -1 and 1, one bit, 0 and 1; where they are sums of two signed powers
+of two, signs and places of both in 7 bits.  So four-bit integers and E2M1 take half a byte, ternary weights a quarter,
+binary ones an eighth, E4M3 one byte.
 """
 
 from __future__ import annotations
@@ -63,11 +64,30 @@ def shifted(x: Any, code: Any, *, bits: int, exponents: int) -> Any:
     return select(code < 1 << (bits - 1), size, 0 - size)
 
 
+def digits(code: Any) -> Any:
+    """The sum of the two signed powers of two of a code, or 0."""
+    return shifted_twice(1, code)
+
+
+def shifted_twice(x: Any, code: Any) -> Any:
+    """x times the sum of the two signed powers of two of a code, or times 0, without a multiplier.
+
+    From the lowest bit on: 3 bits of the first place, its sign, the sign of the second place, and 2 bits of how far
+    that is above the first one, less 1, modulo 8: so each pair of places has a code.  Code 0 is 0: 3 is also 4 - 1.
+    """
+    opposite = 0 - x
+    place = (code + (code >> 5) + 1) & 7
+    first = select((code & 8) < 1, x, opposite) << (code & 7)
+    second = select((code & 16) < 1, x, opposite) << place
+    return select(code < 1, 0, first + second)
+
+
 @dataclass(frozen=True)
 class Storage:
     """Codes of `bits` bits; signed or not; of minifloats where `mantissa` is not None; of -1 and 1 without `zero`.
 
-    exponents: the highest that is in use; a code of a higher one is read as that.
+    exponents: the highest that is in use; a code of a higher one is read as that.  digits: whether they are of sums of
+    two signed powers of two.
     """
 
     bits: int
@@ -75,12 +95,15 @@ class Storage:
     mantissa: int | None = None
     exponents: int = 0
     zero: bool = True
+    digits: bool = False
 
     @property
     def name(self) -> str:
-        """As a word: i4, u8, s1, e4m3, and e4m0u where there is no sign."""
+        """As a word: i4, u8, s1, csd8k2, e4m3, and e4m0u where there is no sign."""
         if not self.zero:
             return f"s{self.bits}"
+        if self.digits:
+            return "csd8k2"
         if self.mantissa is None:
             return f"{'i' if self.signed else 'u'}{self.bits}"
         return f"e{self.bits - self.signed - self.mantissa}m{self.mantissa}{'' if self.signed else 'u'}"
@@ -88,16 +111,16 @@ class Storage:
     @property
     def is_coded(self) -> bool:
         """Whether a code is something else than the integer in two's complement."""
-        return self.mantissa is not None or not self.zero
+        return self.mantissa is not None or self.digits or not self.zero
 
     @property
-    def is_power(self) -> bool:
-        """Whether its numbers are zero and powers of two with a sign: a product with one is a shift."""
-        return self.mantissa == 0 and self.signed
-
-    def times(self, x: Interval) -> Traced:
-        """The product of x and a code's number, as a shift."""
-        return trace(shifted, [x, Interval(0, (1 << self.bits) - 1)], {"bits": self.bits, "exponents": self.exponents})
+    def product(self) -> tuple[Callable[..., Any], dict[str, int]] | None:
+        """The definition that gives x times a code's number by shifts, where one does, and its parameters."""
+        if self.digits:
+            return shifted_twice, {}
+        if self.mantissa == 0 and self.signed:
+            return shifted, {"bits": self.bits, "exponents": self.exponents}
+        return None
 
     @property
     def straddles(self) -> bool:
@@ -109,6 +132,8 @@ class Storage:
         """The definition that gives a code's integer, and its parameters."""
         if not self.zero:
             return sign, {}
+        if self.digits:
+            return digits, {}
         if self.mantissa is None:
             return two_complement if self.signed else unsigned, {"bits": self.bits}
         own = {"mantissa": self.mantissa, "exponents": self.exponents}
@@ -148,6 +173,8 @@ def _numbers(storage: Storage) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.in
 
 def storage(elem: IntType, mantissa: int | None = None) -> Storage:
     """How integers of this type are stored; `mantissa` where they are minifloats."""
+    if elem.digits:
+        return Storage(7, signed=True, digits=True)
     if mantissa is None:
         return Storage(elem.bits, elem.signed, zero=elem.zero)
     exponents = elem.bits - elem.signed - mantissa

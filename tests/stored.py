@@ -6,14 +6,14 @@ import numpy as np
 
 from isobit.quant.formats import FORMATS
 from isobit.quant.interpret import interpret
-from isobit.quant.program import SIGN, Array, Input, IntType, Node, Program, TensorType, constant
+from isobit.quant.program import DIGITS, SIGN, Array, Input, IntType, Node, Program, TensorType, constant
 from isobit.quant.storage import Storage, storage
 from isobit.quant.vectors import Vectors, join, prefixed
 
 INTEGERS = [IntType(bits, signed) for bits in range(1, 17) for signed in (True, False)]
 MINIFLOATS = {storage(f.elem, f.mantissa): f.elem for f in FORMATS.values() if f.mantissa is not None}
 ELEMENTS = {storage(elem): elem for elem in INTEGERS} | MINIFLOATS
-ELEMENTS |= {storage(IntType(9, False), 0): IntType(9, False), storage(SIGN): SIGN}
+ELEMENTS |= {storage(IntType(9, False), 0): IntType(9, False), storage(SIGN): SIGN, storage(DIGITS): DIGITS}
 """By storage: the element type."""
 
 STORED = tuple(ELEMENTS)

@@ -17,7 +17,7 @@ FORMATS: dict[str, Format] = {
         Format("binary", "-1 and 1 times the mean magnitude", (1,)),
         Format("ternary", "-1, 0 and 1 times the mean magnitude", (0, 1)),
         *(powers(bits) for bits in (3, 4, 5)),
-        signed_digits(8, 2),
+        signed_digits(),
         minifloat(4, 3, largest=448, name="e4m3"),
         minifloat(4, 3, name="e4m3full"),
         minifloat(5, 2, largest=57344, name="e5m2"),

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from isobit.quant.errors import InputError
 from isobit.quant.expr.interval import Interval
-from isobit.quant.program import SIGN, Array, IntType
+from isobit.quant.program import DIGITS, SIGN, Array, IntType
 from isobit.quant.storage import storage
 
 WINDOW = 34
@@ -27,6 +27,7 @@ class Format:
     """Numbers k * 2^-point, and -k * 2^-point, for k in `magnitudes`: integers in ascending order, from 0 on; or 1.
 
     mantissa: of a minifloat, its bits: k has at most one more that are significant; of powers of two, 0.
+    digits: whether they are the sums of two signed powers of two.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Format:
     magnitudes: Sequence[int]
     point: int = 0
     mantissa: int | None = None
+    digits: bool = False
 
     @property
     def bits(self) -> int:
@@ -50,6 +52,8 @@ class Format:
         """The integers that its numbers are."""
         if not self.zero:
             return SIGN
+        if self.digits:
+            return DIGITS
         return IntType(Interval(-self.largest, self.largest).bits)
 
     @property
@@ -95,13 +99,14 @@ def powers(bits: int) -> Format:
     return Format(f"pot{bits}", f"zero and {count} powers of two", (0, *(1 << p for p in range(count))), mantissa=0)
 
 
-def signed_digits(bits: int, terms: int) -> Format:
-    """Integers of `bits` bits that are sums of at most `terms` signed powers of two (QFX's K-hot weights)."""
-    found, powers_of_two = {0}, [sign << place for place in range(bits) for sign in (1, -1)]
-    for _ in range(terms):
-        found |= {k + power for k in found for power in powers_of_two}
-    magnitudes = tuple(sorted(k for k in found if 0 <= k < 1 << (bits - 1)))
-    return Format(f"csd{bits}k{terms}", f"{bits}-bit integers of {terms} signed powers of two", magnitudes)
+def signed_digits() -> Format:
+    """8-bit integers that are sums of at most two signed powers of two (QFX's K-hot weights): two shifts, one addition.
+
+    Sums of one are `powers`; sums of three take 8 bits, as all integers do.
+    """
+    found = {abs((1 << p) + (sign << q)) for p in range(8) for q in range(8) for sign in (1, -1)}
+    magnitudes = tuple(sorted(k for k in found if k < 128))
+    return Format(str(DIGITS), "8-bit integers, sums of two signed powers of two", magnitudes, digits=True)
 
 
 def minifloat(

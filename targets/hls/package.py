@@ -271,7 +271,8 @@ C simulation and synthesis with Vitis HLS, whose own `ap_int.h` and `hls_stream.
 Every variable has the width of its proved interval, which stands in a comment. A reduction of at most 8 iterations is
 unrolled and its arrays are partitioned along it; every other innermost loop is a pipeline with II=1.
 
-A product with what is -1, 0 or 1 is a selection of the other operand, its opposite or 0, and needs no multiplier.
+A product with what is -1, 0 or 1 is a selection of the other operand, its opposite or 0; one with a weight that is a
+power of two, or a sum of two, is a shift of it, or two. Neither needs a multiplier.
 
 | function | layer: ops | iterations | products per step | terms summed without a multiplier |
 |---|---|---|---|---|

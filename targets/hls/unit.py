@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from isobit.quant.expr.interval import Interval
-from isobit.quant.expr.symbols import Traced
+from isobit.quant.expr.symbols import Traced, trace
 from isobit.quant.facts import macs, shifts, sums
 from isobit.quant.ops.moves import Affine
 from isobit.quant.program import Constant
-from isobit.quant.storage import Storage, shifted
+from isobit.quant.storage import Storage
 from isobit.targets.hls import expression
 from isobit.targets.hls.text import Names, ap, comment, dims
 from isobit.targets.nest import (
@@ -127,7 +127,7 @@ class Unit:
         self.decoders = self._decoders(names)
         """By storage: the function that gives a code's integer."""
         self.shifters = self._shifters(names)
-        """By storage and range of x: the function that multiplies x by a code's power of two."""
+        """By storage and range of x: the function that multiplies x by a code's number, by shifts."""
         self.kernel = self._kernels()
         """By kernel name: the name of its function."""
         self.names = Names({*letters, *self.tables.values(), *self.scalar_functions()})
@@ -169,7 +169,7 @@ class Unit:
         return call if f.traced.range.bits == bits else f"{ap(bits)}({call})"
 
     def shifted(self, apply: Apply) -> tuple[Function, Element] | None:
-        """The function of a product with a constant of powers of two, and that constant's element."""
+        """The function of a product with a constant of few signed powers of two, and that constant's element."""
         if not shifts(self.nest.program, apply.node):
             return None
         code = apply.operands[1]
@@ -260,10 +260,11 @@ class Unit:
                 continue
             storage = self.nest.program.constant[apply.node.inputs[1]].storage
             x = apply.body.operands[0].range
-            if (storage, x) not in found:
-                name = names.fresh(f"times_{storage.name}")
-                summary = (shifted.__doc__ or "").strip()
-                found[storage, x] = Function(name, summary, storage.times(x), [])
+            if (storage, x) not in found and storage.product:
+                define, params = storage.product
+                traced = trace(define, [x, storage.decoder.operands[0].range], params)
+                summary = (define.__doc__ or "").strip().split("\n")[0]
+                found[storage, x] = Function(names.fresh(f"times_{storage.name}"), summary, traced, [])
             found[storage, x].layers.append(apply.node.loc)
         return found
 

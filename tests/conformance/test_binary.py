@@ -32,6 +32,7 @@ from isobit.targets.verify import EXACT, NOT_RUN, verify
 
 TOOLS = pytest.mark.needs("gcc", "g++", "arm-none-eabi-gcc", "qemu-system-arm")
 CHANNELS, HEADS = 8, 2
+CSD = Recipe("csd", weights="csd8k2")
 
 
 class HammingAttention(nn.Module):
@@ -77,13 +78,13 @@ class Spikes(nn.Module):
 MODULES = (HammingAttention, HammingAttentionOfChannels, Spikes)
 
 
-def made(module: Callable[[], nn.Module], recipe: str = "w8a8") -> tuple[Quantized, np.ndarray]:
+def made(module: Callable[[], nn.Module], recipe: str | Recipe = "w8a8") -> tuple[Quantized, np.ndarray]:
     torch.manual_seed(0)
     x = np.random.default_rng(0).normal(size=(2, 24, CHANNELS))
     return quantize(module(), x, recipe, name="binary", t_max=64), x
 
 
-def assert_exact(module: Callable[[], nn.Module], recipe: str, targets: list[str]) -> None:
+def assert_exact(module: Callable[[], nn.Module], recipe: str | Recipe, targets: list[str]) -> None:
     assert_same(*made(module, recipe), targets)
 
 
@@ -102,9 +103,10 @@ def test_binary_codes_are_exact(module: Callable[[], nn.Module], recipe: str) ->
 
 
 @pytest.mark.needs("g++")
-def test_selections_are_exact() -> None:
-    """Of codes by values, of values by ternary weights."""
-    assert_exact(HammingAttentionOfChannels, "ternary-a8", ["hls"])
+@pytest.mark.parametrize("recipe", ["ternary-a8", CSD], ids=["ternary", "signed digits"])
+def test_sums_without_a_multiplier_are_exact(recipe: str | Recipe) -> None:
+    """Of codes by values, of values by weights."""
+    assert_exact(HammingAttentionOfChannels, recipe, ["hls"])
 
 
 @pytest.mark.slow
@@ -150,8 +152,12 @@ def test_a_product_is_a_selection_where_an_operand_lies_between_minus_1_and_1(lo
         assert ("*" in expression.inline(traced, ["a", "b"], {})) is needed
 
 
-@pytest.mark.parametrize(("recipe", "by"), [("binary-a8", "?"), ("ternary-a8", "?"), ("pot-a8", "times_e3m0(")])
-def test_sums_of_such_weights_have_no_multiplier(recipe: str, by: str) -> None:
+@pytest.mark.parametrize(
+    ("recipe", "by"),
+    [("binary-a8", "?"), ("ternary-a8", "?"), ("pot-a8", "times_e3m0("), (CSD, "times_csd8k2(")],
+    ids=["binary", "ternary", "powers of two", "signed digits"],
+)
+def test_sums_of_such_weights_have_no_multiplier(recipe: str | Recipe, by: str) -> None:
     torch.manual_seed(0)
     x = np.random.default_rng(0).normal(size=(2, 8, CHANNELS))
     program = quantize(nn.Linear(CHANNELS, 6), x, recipe, name="linear").program
@@ -161,7 +167,8 @@ def test_sums_of_such_weights_have_no_multiplier(recipe: str, by: str) -> None:
         node, package = next(n for n in p.nodes if n.op == "matmul"), Package(p)
         lines = [line for line in package.source().splitlines() if re.search(r"^ +\w+ \+= ", line)]
         assert len(lines) == 1
-        totals.append(("*" in lines[0], by in lines[0], macs(p, node), sums(p, node), figures(package)["macs"]))
+        text = "".join([*lines, *map(package.unit.function_text, package.unit.shifters.values())])
+        totals.append(("*" in text, by in lines[0], macs(p, node), sums(p, node), figures(package)["macs"]))
     assert totals == [(False, True, 0, 48, 0), (True, False, 48, 0, 48)]
 
 

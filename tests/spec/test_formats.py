@@ -21,7 +21,7 @@ from isobit.quant.errors import InputError
 from isobit.quant.formats import FORMATS, MX, format_named
 from isobit.quant.formats.blocks import RULES, SCALE_BITS, WINDOW, Blocks, exponent, quantized_rows
 from isobit.quant.formats.format import WINDOW as WIDEST_MINIFLOAT
-from isobit.quant.formats.format import Format, minifloat, signed_digits
+from isobit.quant.formats.format import Format, minifloat
 from isobit.quant.ops.minifloat import to_minifloat
 
 OCP = {"e4m3": "float8_e4m3fn", "e5m2": "float8_e5m2", "e3m4": "float8_e3m4", "e3m2": "float6_e3m2fn",
@@ -132,7 +132,7 @@ def test_integers_are_rounded_half_to_even() -> None:
     np.testing.assert_array_equal(FORMATS["int3"].rounded(x), np.clip(np.rint(x), -3, 3))
 
 
-def test_signed_digits_are_sums_of_few_powers() -> None:
+def test_signed_digits_are_sums_of_two_powers() -> None:
     """By the non-adjacent form, which has the fewest digits."""
 
     def digits(k: int) -> int:
@@ -144,8 +144,11 @@ def test_signed_digits_are_sums_of_few_powers() -> None:
             k //= 2
         return count
 
-    for terms in (1, 2, 3):
-        assert list(signed_digits(8, terms).magnitudes) == [k for k in range(128) if digits(k) <= terms]
+    found = [[k for k in range(128) if digits(k) <= terms] for terms in (1, 2, 3)]
+    assert list(FORMATS["pot4"].magnitudes) == found[0]
+    assert list(FORMATS["csd8k2"].magnitudes) == found[1]
+    least = [(2 * len(magnitudes) - 2).bit_length() for magnitudes in found]
+    assert least == [FORMATS[name].bits for name in ("pot4", "csd8k2", "int8")] == [4, 7, 8]
 
 
 def test_not_a_number_is_refused() -> None:

@@ -12,9 +12,11 @@ from torch import nn
 
 from isobit.quant.check import check
 from isobit.quant.errors import CheckError
+from isobit.quant.expr.interval import Interval
+from isobit.quant.expr.symbols import trace
 from isobit.quant.formats import FORMATS, MX, format_named
 from isobit.quant.formats.format import Format
-from isobit.quant.program import SIGN, Constant, Input, IntType, Node, Program, TensorType, constant, int_type
+from isobit.quant.program import DIGITS, SIGN, Constant, Input, IntType, Node, Program, TensorType, constant, int_type
 from isobit.quant.quantize import quantize
 from isobit.quant.recipe import Recipe
 from isobit.quant.storage import Storage, is_packed, packed, storage, stored_bytes, touched, unpacked
@@ -39,6 +41,18 @@ def test_what_targets_print_is_the_definition(s: Storage) -> None:
     codes = np.arange(1 << s.bits)
     np.testing.assert_array_equal(s.decoder.evaluate(codes), s.decoded(codes))
     assert not s.decoder.claims
+
+
+@pytest.mark.parametrize("s", [s for s in STORED if s.product], ids=lambda s: s.name)
+def test_a_product_by_shifts_is_the_product(s: Storage) -> None:
+    """Of every code and every byte, and without a multiplication."""
+    assert s.product is not None
+    define, params = s.product
+    x, codes = np.arange(-128, 128)[:, None], np.arange(1 << s.bits)
+    np.testing.assert_array_equal(define(x, codes, **params), x * s.decoded(codes))
+    traced = trace(define, [Interval(-128, 127), Interval(0, (1 << s.bits) - 1)], params)
+    np.testing.assert_array_equal(traced.evaluate(*np.broadcast_arrays(x, codes)), x * s.decoded(codes))
+    assert not {"mul", "mulh"} & {n.op for n in traced.nodes}
 
 
 @pytest.mark.parametrize("f", FORMATS.values(), ids=lambda f: f.name)
@@ -72,11 +86,12 @@ def test_unpacking_undoes_packing(s: Storage, data: st.DataObject) -> None:
         ([12, -1], IntType(5), 1, [0x97]),
         ([1, 256], IntType(9, signed=False), 0, [0x91]),
         ([5, 250], IntType(8, signed=False), None, [5, 250]),
+        ([0, 96, -127], DIGITS, None, [0b1_0000000, 0b11_000010, 0b00011, 0]),
     ],
-    ids=["int4", "ternary", "six bits", "binary", "e2m1", "powers of two", "bytes"],
+    ids=["int4", "ternary", "six bits", "binary", "e2m1", "powers of two", "bytes", "signed digits"],
 )
 def test_bytes(values: list[int], elem: IntType, mantissa: int | None, expected: list[int]) -> None:
-    """Two int4 or E2M1 in a byte, four ternary, eight binary; the first in the lowest bits."""
+    """Two int4 or E2M1 in a byte, four ternary, eight binary; the first in the lowest bits; -127 is -128 + 1."""
     assert packed(constant("w", values, elem, mantissa=mantissa)).tolist() == expected
 
 
@@ -120,6 +135,16 @@ def test_other_numbers_are_refused(mantissa: int, message: str) -> None:
     table = np.array([[1, 2], [3, 4], [5, 6], [8, 12]])
     with pytest.raises(CheckError, match=message):
         check(_program(constant("w", table, IntType(5), mantissa=mantissa)))
+
+
+def test_sums_of_two_signed_powers_are_elements_of_constants() -> None:
+    assert int_type(str(DIGITS)) == DIGITS
+    with pytest.raises(CheckError, match="w: 11 is no number of csd8k2"):
+        check(_program(constant("w", [[1, -1], [0, 127], [11, 1], [1, 1]], DIGITS)))
+    with pytest.raises(CheckError, match="an element of 7 bits of signed digits, expected 8 bits with a sign"):
+        IntType(7, digits=True)
+    with pytest.raises(CheckError, match="x has elements csd8k2, which only constants have"):
+        check(Program("p", (Input("x", TensorType(("T",), DIGITS)),), (), (), (), ("x",)))
 
 
 def test_elements_without_zero_are_of_constants_and_of_one_bit() -> None:
