@@ -4,7 +4,7 @@ The instruction multiplies unsigned by signed bytes, so x enters as x + 128 and 
 Of 16 bits, x is two bytes, 256 * high + low; a minifloat that no byte holds is two limbs, 128 * high + low; each pair
 has a sum of its own.
 Weights of fewer bits are stored as planes of 4, 2 and 1 bits, whose vectors hold as many quads as a byte has parts, and
-become bytes in registers.
+become bytes in registers; those whose codes take too many lookups are stored as the bytes that they are.
 Sums wrap at 32 bits on the way; the result is exact because `check` proves that it fits.
 """
 
@@ -36,7 +36,9 @@ LIMB = 7
 TWO_LIMBS = Interval(-(127 << LIMB), 127 << LIMB)
 
 MOST_LOOKED_UP = 6
-"""Bits of the codes of such weights: a table of 16 numbers serves four of them."""
+"""Bits of the codes that are looked up: a table of 16 numbers serves four of them."""
+
+BYTES = Storage(8, signed=True)
 
 LEAST = 16
 """Rows and columns below which plain loops are as fast."""
@@ -120,8 +122,10 @@ def product_of(kernel: Kernel, nest: Nest) -> Product | None:
     if (x.indices, w.indices, start.indices) != ((k,), (n, k), (n,)) or not {w.value, start.value} <= set(constant):
         return None
     weight, storage = constant[w.value].array, constant[w.value].storage
-    two = storage.is_coded and storage.bits <= MOST_LOOKED_UP and storage.decoder.range in TWO_LIMBS
-    if not (storage.signed and (storage.decoder.range in INT8 or two)):
+    if storage.is_coded and storage.bits > MOST_LOOKED_UP and nest.range(w.value) in INT8:
+        storage = BYTES
+    looked_up = storage.is_coded and storage.bits <= MOST_LOOKED_UP and storage.decoder.range in TWO_LIMBS
+    if not (storage.signed and (storage.decoder.range in INT8 or looked_up)):
         return None
     if nest.range(x.value) not in INT16 or known not in INT32 or min(weight.shape) < LEAST:
         return None

@@ -169,10 +169,10 @@ def matrix_products() -> Program:
 
 def packed_products() -> Program:
     """Every packed storage whose numbers are bytes or two limbs, with all of its numbers, times 8 and 16 bits."""
-    programs, limits = [], vnni.TWO_LIMBS
+    programs = []
     for s, elem in ELEMENTS.items():
-        fits = s.decoder.range in (vnni.INT8 if s.bits > vnni.MOST_LOOKED_UP or not s.is_coded else limits)
-        if not (s.signed and s.bits <= 8 and fits):
+        looked_up = s.is_coded and s.bits <= vnni.MOST_LOOKED_UP and s.decoder.range in vnni.TWO_LIMBS
+        if not (s.signed and s.bits <= 8 and (looked_up or elem.range in vnni.INT8)):
             continue
         for bits in (8, 16):
             case = Case("", "tk,nk,n->tn", {"n": 19, "k": 37}, (f"i{bits}", "=i8", "=i20"), {"acc": 32})
