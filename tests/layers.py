@@ -54,6 +54,10 @@ class Layer:
     seen: tuple[int, ...] = (-1,)
     biased: tuple[int, ...] = (-1,)
 
+    @property
+    def is_image(self) -> bool:
+        return len(self.shape) == 3
+
 
 def image(make: Callable[[], nn.Module], shape: tuple[int, int, int], channels: int = 1) -> Layer:
     """A two-dimensional convolution; channels: as of a Layer."""
@@ -84,7 +88,7 @@ LAYERS = {
 def samples(name: str, count: int = 4) -> Floats:
     """Noise with a mean, its channels of different scales."""
     shape, rng = LAYERS[name].shape, np.random.default_rng(crc32(name.encode()))
-    channels = (shape[0], 1, 1) if len(shape) == 3 else shape[1:]
+    channels = (shape[0], 1, 1) if LAYERS[name].is_image else shape[1:]
     x = (rng.normal(size=(count, *shape)) + 0.3) * np.exp2(rng.integers(-4, 3, channels))
     return np.asarray(x.astype(np.float32).astype(np.float64))
 

@@ -139,7 +139,7 @@ def sums(model: nn.Module, weight: Array, x: Array) -> Array:
 def run(name: str, program: Program) -> Arrays:
     """The values of all nodes, and of the input, on the samples."""
     x, taps = samples(name), Arrays()
-    given = program_inputs(program, x[:, None] if len(LAYERS[name].shape) == 3 else x)
+    given = program_inputs(program, x[:, None] if LAYERS[name].is_image else x)
     interpret(program, given, taps=taps)
     return taps | given
 
