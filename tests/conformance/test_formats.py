@@ -31,7 +31,7 @@ from tests.layers import LAYERS, layer_of, samples
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = pytest.mark.needs("gcc", "g++", "arm-none-eabi-gcc", "qemu-system-arm")
-SEQUENCES, IMAGES = ("Mamba", "GLA", "RWKV-7"), ("MobileNetV2", "SESR")
+SEQUENCES, IMAGES = ("Mamba", "GLA", "RWKV-7"), ("MobileNetV2",)
 STEPS, LAYER_STEPS = 64, 4
 
 FLOORS = {
@@ -44,8 +44,8 @@ FLOORS = {
 }  # fmt: skip
 """Least signal-to-noise ratio in dB of a GLA block, 2 to 3 dB below what was measured: a wrong scale costs far more."""
 
-CONVOLUTIONS = {"int4-g16": 21, "mxfp4-g16": 16}
-"""The same of SESR, whose convolutions are dense, with 8-bit activations; with a scale per channel 16 and 14 dB."""
+CONVOLUTIONS = {"int4-g16": 21, "mxfp4-g16": 17}
+"""The same of SESR, whose convolutions are dense, with 8-bit activations; with a scale per channel 16.0 and 16.7."""
 
 SHOWN = ("int4-g16", "e4m3", "mxfp4-g16")
 """Formats of the default suite: groups, minifloats, blocks."""
@@ -117,7 +117,7 @@ def test_a_format_is_exact(name: str) -> None:
 @pytest.mark.slow
 @TOOLS
 @pytest.mark.parametrize("name", FLOORS)
-@pytest.mark.parametrize("families", [SEQUENCES, IMAGES], ids=["sequences", "images"])
+@pytest.mark.parametrize("families", [SEQUENCES, (*IMAGES, "SESR")], ids=["sequences", "images"])
 def test_a_format_is_exact_on_every_target(families: tuple[str, ...], name: str) -> None:
     assert_exact({f: weighted(f, name) for f in families}, "odd", [*TARGETS])
 
