@@ -113,7 +113,7 @@ class Recipe:
 
     @property
     def blocks(self) -> Blocks | None:
-        """Of the operand of a linear layer, beside the weights, where it is in blocks."""
+        """Of the operand of a linear layer or a 1x1 convolution, beside the weights, where it is in blocks."""
         chosen = format_named(self.activations) if self.activations else None
         return chosen if isinstance(chosen, Blocks) else None
 

@@ -27,7 +27,8 @@ NEGLIGIBLE = 2.0**-16
 
 @dataclass(frozen=True)
 class Blocks:
-    """`size` neighbours along the input share a scale; `rule`, a key of RULES, says which."""
+    """Of an output's weights `size` neighbours along the input, or as many whole channels where a kernel has several
+    elements, share a scale; `rule`, a key of RULES, says which."""
 
     name: str
     element: Format

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import numpy as np
 
 from isobit.quant.capture.graph import Dims, Floats, GraphNode
 from isobit.quant.lower.lowering import Lowering
-from isobit.quant.lower.moves import padded, split
+from isobit.quant.lower.moves import merged, padded, split
 from isobit.quant.lower.quantity import Quantity, letters, symmetric_scale
 
 
@@ -28,7 +27,7 @@ def reshape(low: Lowering, n: GraphNode) -> None:
     x = _source(low, n)
     now = replace(x, dims=_squeezed(x.dims))
     for i, (at, given, wanted) in enumerate(_blocks(now.dims, _squeezed(dims))):
-        now = _merged(low, n, now, at, len(given), f"{n.output}.merged{i or ''}")
+        now = merged(low, n, now, at, len(given), f"{n.output}.merged{i or ''}")
         now = split(low, n, now, at, wanted, f"{n.output}.split{i or ''}")
     low.quantities[n.output] = replace(now, dims=dims)
 
@@ -60,16 +59,6 @@ def _blocks(have: Dims, want: Dims) -> list[tuple[int, Dims, Dims]]:
         if have[first:i] != want[second:j]:
             blocks.append((second, have[first:i], want[second:j]))
     return blocks
-
-
-def _merged(low: Lowering, n: GraphNode, x: Quantity, at: int, count: int, name: str) -> Quantity:
-    """`count` axes, from axis `at` on, as one."""
-    if count < 2:
-        return x
-    axes, size = letters(len(x.dims)), math.prod(x.dims[at : at + count])
-    index = f"t{axes}->t{axes[:at]}z{axes[at + count :]}"
-    value = low.node("merge_axes", index, (x,), name, n.loc, {}, x.unit, sizes={"z": size})
-    return replace(x, value=value, dims=low.dims[value])
 
 
 def permute(low: Lowering, n: GraphNode) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -16,12 +15,31 @@ from isobit.quant.expr.interval import Interval
 from isobit.quant.formats import FORMATS, format_named
 from isobit.quant.formats.blocks import Blocks, quantized_rows
 from isobit.quant.formats.format import Format
-from isobit.quant.lower.blocks import blocked_operand, blocked_products, is_blocked
+from isobit.quant.lower.blocks import block_of, blocked_products, operand
 from isobit.quant.lower.lowering import Lowering
-from isobit.quant.lower.moves import padded
+from isobit.quant.lower.moves import padded, recent
 from isobit.quant.lower.quantity import Coded, Quantity, accumulator_bits, largest, letters
-from isobit.quant.lower.sums import Moments, Start, corrected, element_of, exact_sum, importance, least_steps, settle
-from isobit.quant.lower.terms import largest_dot, largest_sums, term_op, term_params, term_unit, weight_constant
+from isobit.quant.lower.sums import (
+    Moments,
+    Ring,
+    Start,
+    corrected,
+    element_of,
+    exact_sum,
+    importance,
+    least_steps,
+    settle,
+    settle_sum,
+)
+from isobit.quant.lower.terms import (
+    largest_dot,
+    largest_sums,
+    new_axes,
+    term_op,
+    term_params,
+    term_unit,
+    weight_constant,
+)
 from isobit.quant.program import Array, IntType
 from isobit.quant.storage import tightest
 
@@ -29,19 +47,16 @@ PRECISE = FORMATS["int16"]
 """Of the weights of a matrix that is applied at every step to what it made one step before."""
 
 
-Ring = Callable[[Quantity, str], str]
-"""Declares the state that holds the last values of an operand; the suffix of its name."""
-
-
 def _products(
-    low: Lowering, n: GraphNode, op: str, index: str, x: Quantity, weight: Floats, bias: Floats, summed: int,
+    low: Lowering, n: GraphNode, op: str, index: str, x: Quantity, weight: Floats, bias: Floats, along: str,
     format: Format | None = None, channels: tuple[int, ...] = (), state: Ring | None = None,
     params: dict[str, int] | None = None, moments: Moments | None = None,
 ) -> None:  # fmt: skip
-    """Sums of x * weight over the last `summed` axes of the weight; each of its other elements has its own scale.
+    """Sums of x * weight over the axes that the bias lacks; each of its elements, an output, has its own scale.
 
-    bias: of the shape of those other axes.  format: of the weights, if not the recipe's.  channels: that shape as a
-    value's dims see it, with 1 where it is constant.  moments: of x.  Weights that are integers stay what they are.
+    along: the labels of input channels, along which weights are in blocks; empty where an output has one.  format: of
+    the weights, if not the recipe's.  channels: the bias's shape as a value's dims see it, with 1 where it is constant.
+    moments: of x.  Weights that are integers stay what they are.
     """
     if weight.dtype.kind == "i":
         integers = weight.astype(np.int64)
@@ -50,10 +65,10 @@ def _products(
         _sums(low, n, op, index, x, kernel, sums, start, channels, state, params)
         return
     chosen = format or format_named(low.recipe.weights)
-    rows, starts = weight.reshape(-1, math.prod(weight.shape[weight.ndim - summed :])), bias.ravel()
-    if isinstance(chosen, Blocks) and op == "matmul" and is_blocked(chosen, weight, summed):
-        blocked_products(low, n, index, x, weight, bias, chosen, channels, moments)
+    if isinstance(chosen, Blocks) and block_of(chosen, weight, bias.ndim, len(along)):
+        blocked_products(low, n, op, index, x, weight, bias, along, chosen, channels, state, params, moments)
         return
+    rows, starts = weight.reshape(bias.size, -1), bias.ravel()
     q = quantized_rows(rows, chosen, least_steps(starts, x, chosen), importance=importance(weight, rows, moments))
     element = element_of(chosen)
     kernel = weight_constant(low, n, x, q.codes.reshape(weight.shape), element)
@@ -81,20 +96,12 @@ def _sums(
     def emit(part: Quantity, role: str, acc: dict[str, int], first: str) -> str:
         ring = state(part, role) if state else None
         own = {**(params or {}), **term_params(x), **acc}
-        sizes, name = _new_axes(low, n, index), f"{n.output}.acc{role}"
+        sizes, name = new_axes(low, n, index), f"{n.output}.acc{role}"
         return low.node(term_op(x, op), index, (part, kernel, first), name, n.loc, own, state=ring, sizes=sizes)
 
     acc, unit, reach = exact_sum(low, n, x, int(sums.max()), start, emit)
     reach = min(reach, int((sums + start.magnitudes).max())) if unit == 1 else reach
-    scale, shape = np.asarray(start.units * unit), channels or start.bias.shape
-    low.remainders[n.output] = start.lacking(unit).reshape(shape)
-    settle(low, n, acc, scale.reshape(shape) if scale.ndim else scale, reach)
-
-
-def _new_axes(low: Lowering, n: GraphNode, index: str) -> dict[str, int]:
-    """Sizes of the axes of the output, as the float graph knows them."""
-    made = index.partition("->")[2].removeprefix("t")
-    return dict(zip(made, low.graph.dims[n.output], strict=True))
+    settle_sum(low, n, acc, unit, reach, start, channels)
 
 
 def _bias(low: Lowering, n: GraphNode, shape: tuple[int, ...]) -> Floats:
@@ -114,28 +121,24 @@ def linear(low: Lowering, n: GraphNode) -> None:
     """
     precise = bool(n.attr.get("precise"))
     weight, summed = low.graph.parameters[n.inputs[1]], n.integer("contracted")
-    blocks = None if precise else low.recipe.blocks
-    x: Quantity
-    if blocks and is_blocked(blocks, weight, summed):
-        x = blocked_operand(low, n, blocks)
-    else:
-        x = low.need(n.inputs[0], low.recipe.wide_bits if precise else low.recipe.operand)
     rows = weight.ndim - summed
+    x = low.need(n.inputs[0], low.recipe.wide_bits) if precise else operand(low, n, weight, rows, summed)
     lead = "xyzw"[: len(low.graph.dims[n.inputs[0]]) - summed]
     out, inner = "nopqs"[:rows], "klmij"[:summed]
     index = f"t{lead}{inner},{out}{inner},{out}->t{lead}{out}"
     channels = (1,) * len(lead) + weight.shape[:rows]
     bias, moments = _bias(low, n, weight.shape[:rows]), _moments(low, n, tuple(range(len(lead))))
-    _products(low, n, "matmul", index, x, weight, bias, summed, PRECISE if precise else None, channels, moments=moments)
+    _products(low, n, "matmul", index, x, weight, bias, inner, PRECISE if precise else None, channels, moments=moments)
 
 
 def grouped_linear(low: Lowering, n: GraphNode) -> None:
     """A matrix of its own for every group."""
-    x, weight = low.need(n.inputs[0], low.recipe.operand), low.graph.parameters[n.inputs[1]]
+    weight = low.graph.parameters[n.inputs[1]]
+    x = operand(low, n, weight, 2, 1)
     of = _moments(low, n, ())
     moments = Moments(of.mean[:, None], of.square[:, None])
     bias = _bias(low, n, weight.shape[:2])
-    _products(low, n, "matmul", "tgk,gnk,gn->tgn", x, weight, bias, 1, moments=moments)
+    _products(low, n, "matmul", "tgk,gnk,gn->tgn", x, weight, bias, "k", moments=moments)
 
 
 def conv2d(low: Lowering, n: GraphNode) -> None:
@@ -144,9 +147,11 @@ def conv2d(low: Lowering, n: GraphNode) -> None:
     The kernel slides along an axis where it has several elements and several places; else the axis is one of a plain
     product.
     """
-    x, weight = low.need(n.inputs[0], low.recipe.operand), low.graph.parameters[n.inputs[1]]
+    weight = low.graph.parameters[n.inputs[1]]
     padding, strides, dilations = n.integers("padding"), n.integers("stride"), n.integers("dilation")
     depthwise, made_dims = weight.ndim == 3, low.graph.dims[n.output]
+    along = "" if depthwise else "c"
+    x = operand(low, n, weight, 1, len(along))
     seen, kernel, made, params = "", "", "", dict[str, int]()
     for i, name in enumerate("yx"):
         axis, size, places = 1 + i, weight.shape[weight.ndim - 2 + i], made_dims[1 + i]
@@ -166,7 +171,7 @@ def conv2d(low: Lowering, n: GraphNode) -> None:
     bias, channels = _bias(low, n, weight.shape[:1]), (len(weight), 1, 1)
     op = "convolution" if params else "matmul"
     moments = _moments(low, n, (1, 2), 2)
-    _products(low, n, op, index, x, weight, bias, weight.ndim - 1, channels=channels, params=params, moments=moments)
+    _products(low, n, op, index, x, weight, bias, along, channels=channels, params=params, moments=moments)
 
 
 def _every(low: Lowering, n: GraphNode, x: Quantity, axis: int, step: int, size: int, name: str) -> Quantity:
@@ -186,7 +191,7 @@ def positions_conv1d(low: Lowering, n: GraphNode) -> None:
     params = {"stride0": 1, "dilation0": 1}
     moments = _moments(low, n, (0,), 1)
     _products(
-        low, n, "convolution", "tlc,cj,c->tmc", x, weight, bias, 1, channels=channels, params=params, moments=moments
+        low, n, "convolution", "tlc,cj,c->tmc", x, weight, bias, "", channels=channels, params=params, moments=moments
     )
 
 
@@ -204,25 +209,19 @@ def causal_conv1d(low: Lowering, n: GraphNode) -> None:
     x, weight = low.need(n.inputs[0], low.recipe.operand), low.graph.parameters[n.inputs[1]]
     ring = partial(ring_of, low, n, weight.shape[1] - 1)
     bias, moments = _bias(low, n, weight.shape[:1]), _moments(low, n, (), 1)
-    _products(low, n, "causal_conv1d", "tc,cj,c->tc", x, weight, bias, 1, state=ring, moments=moments)
+    _products(low, n, "causal_conv1d", "tc,cj,c->tc", x, weight, bias, "", state=ring, moments=moments)
 
 
 def causal_fir(low: Lowering, n: GraphNode) -> None:
     x, weight = low.need(n.inputs[0], low.recipe.operand), low.graph.parameters[n.inputs[1]]
     ring = partial(ring_of, low, n, weight.shape[2] - 1)
     bias, moments = _bias(low, n, weight.shape[:1]), _moments(low, n, (), 1)
-    _products(low, n, "causal_conv1d", "tc,ncj,n->tn", x, weight, bias, 2, state=ring, moments=moments)
+    _products(low, n, "causal_conv1d", "tc,ncj,n->tn", x, weight, bias, "c", state=ring, moments=moments)
 
 
 def history(low: Lowering, n: GraphNode) -> None:
     x, length = low.need(n.inputs[0], low.width(n.output)), n.integer("length")
-    ring = ring_of(low, n, length - 1, x)
-    axes = letters(len(x.dims))
-    index, params = f"t{axes}->tw{axes}", {"length": length}
-    value = low.node(
-        "history", index, (x,), n.output, n.loc, params, x.unit, ring, sizes={"w": length}
-    )  # fmt: skip
-    low.quantities[n.output] = Quantity(value, low.graph.dims[n.output], x.scale, x.known)
+    low.quantities[n.output] = recent(low, n, x, length, ring_of(low, n, length - 1, x), n.output)
 
 
 def embedding(low: Lowering, n: GraphNode) -> None:

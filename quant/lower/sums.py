@@ -35,6 +35,9 @@ Emit = Callable[[Quantity, str, dict[str, int], str], str]
 """Emits the sum of an operand's products: from the operand, the suffix of its names, the accumulator's width as a
 parameter, and the constant that starts it."""
 
+Ring = Callable[[Quantity, str], str]
+"""Declares the state that holds the last values of an operand; the suffix of its name."""
+
 
 def element_of(format: Format | Blocks) -> Format:
     return format.element if isinstance(format, Blocks) else format
@@ -107,6 +110,15 @@ def settle(low: Lowering, n: GraphNode, acc: str, scale: Floats, reach: int) -> 
     if Interval(-reach, reach).bits > WIDE_SUM and not low.only_quantized(n.output):
         acc, scale, reach = high_bits(low, acc, f"{n.output}.high", n.loc, scale, reach)
     low.accumulator(n, acc, scale, Interval(-reach, reach))
+
+
+def settle_sum(
+    low: Lowering, n: GraphNode, acc: str, unit: float, reach: int, start: Start, channels: tuple[int, ...]
+) -> None:
+    """An accumulator that `start` started, in `unit` of its units; channels: their shape, if not the bias's."""
+    scale, shape = np.asarray(start.units * unit), channels or start.bias.shape
+    low.remainders[n.output] = start.lacking(unit).reshape(shape)
+    settle(low, n, acc, scale.reshape(shape) if scale.ndim else scale, reach)
 
 
 def high_bits(low: Lowering, acc: str, name: str, loc: str, scale: Floats, reach: int) -> tuple[str, Floats, int]:

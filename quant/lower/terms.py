@@ -30,6 +30,12 @@ def term_unit(x: Quantity) -> float:
     return x.unit * (x.codes.unit if isinstance(x, Coded) else 1.0)
 
 
+def new_axes(low: Lowering, n: GraphNode, index: str) -> dict[str, int]:
+    """Sizes of the axes of the output, as the float graph knows them."""
+    made = index.partition("->")[2].removeprefix("t")
+    return dict(zip(made, low.graph.dims[n.output], strict=True))
+
+
 def weight_constant(low: Lowering, n: GraphNode, x: Quantity, integers: Array, element: Format) -> str:
     """The weight of `n`, from the integers of its format: as they are, or as the codes that x meets."""
     if isinstance(x, Coded):

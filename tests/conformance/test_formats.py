@@ -18,19 +18,21 @@ from isobit.quant.interpret import interpret
 from isobit.quant.program import Arrays
 from isobit.quant.quantize import Quantized, program_inputs
 from isobit.quant.recipe import RECIPES, Recipe
+from isobit.quant.vectors import golden, join, prefixed
 from isobit.targets.gpu.driver import NO_GPU
 from isobit.targets.target import TARGETS
 from isobit.targets.verify import EXACT, NOT_RUN
 from isobit.tools.accuracy import SEEDS, TASKS
-from isobit.tools.families import fidelity, noise, quantized, shape_of
+from isobit.tools.families import fidelity, noise, quantized, shape_of, slug
 from isobit.tools.formats import BARS, MISSED, ROWS, load, markdown
 from isobit.tools.status_table import with_block
-from tests.families import assert_exact
+from tests.families import assert_all_exact, assert_exact
+from tests.layers import LAYERS, layer_of, samples
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = pytest.mark.needs("gcc", "g++", "arm-none-eabi-gcc", "qemu-system-arm")
 SEQUENCES, IMAGES = ("Mamba", "GLA", "RWKV-7"), ("MobileNetV2",)
-STEPS = 64
+STEPS, LAYER_STEPS = 64, 4
 
 FLOORS = {
     "int2": 14, "int2-g16": 13, "int3": 19, "int4": 27, "int4-g16": 27, "int6": 40, "int8-g16": 52, "int12": 64,
@@ -41,6 +43,9 @@ FLOORS = {
     24, "mxfp4-even-g16": 24, "mxint8": 46, "e6m1": 22, "e7m0": 17,
 }  # fmt: skip
 """Least signal-to-noise ratio in dB of a GLA block, 2 to 3 dB below what was measured: a wrong scale costs far more."""
+
+CONVOLUTIONS = {"int4-g16": 21, "mxfp4-g16": 17}
+"""The same of SESR, whose convolutions are dense, with 8-bit activations; with a scale per channel 16.0 and 16.7."""
 
 SHOWN = ("int4-g16", "e4m3", "mxfp4-g16")
 """Formats of the default suite: groups, minifloats, blocks."""
@@ -91,6 +96,13 @@ def test_weights_are_numbers_of_the_format(name: str) -> None:
     assert ratio >= FLOORS[name]
 
 
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolutions_are_in_blocks(name: str) -> None:
+    ratio = fidelity(weighted("SESR", name), shape_of("SESR", "odd"), steps=STEPS)["snr"]
+    print(f"{name}: {ratio:.1f} dB")
+    assert ratio >= CONVOLUTIONS[name]
+
+
 def test_every_format_is_among_those_that_are_run() -> None:
     between = {f"int{bits}" for bits in (5, 7, 8, 9, 10, 11, 13, 14, 15)}
     assert {*FORMATS, *MX} - between <= set(FLOORS)
@@ -105,9 +117,44 @@ def test_a_format_is_exact(name: str) -> None:
 @pytest.mark.slow
 @TOOLS
 @pytest.mark.parametrize("name", FLOORS)
-@pytest.mark.parametrize("families", [SEQUENCES, IMAGES], ids=["sequences", "images"])
+@pytest.mark.parametrize("families", [SEQUENCES, (*IMAGES, "SESR")], ids=["sequences", "images"])
 def test_a_format_is_exact_on_every_target(families: tuple[str, ...], name: str) -> None:
     assert_exact({f: weighted(f, name) for f in families}, "odd", [*TARGETS])
+
+
+LAYER_RECIPES = {
+    "int3-g16": Recipe("r", weights="int3-g16"),
+    "int4-g32": Recipe("r", weights="int4-g32", act_bits=4),
+    "mxfp4-g16": Recipe("r", weights="mxfp4-g16", activations="mxfp4-g16"),
+    "two limbs": Recipe("r", weights="mxfp8-e5m2-g16", activations="e5m2"),
+}
+
+
+def assert_layers_exact(image: bool, name: str, targets: list[str]) -> None:
+    """Every kind of layer, of images or of sequences, as one Program."""
+    programs, real = [], Arrays()
+    for layer in (k for k, of in LAYERS.items() if of.is_image == image):
+        _, made = layer_of(layer, LAYER_RECIPES[name])
+        given = program_inputs(made.program, check_samples(samples(layer)[:1], made.graph))
+        programs.append(prefixed(made.program, slug(layer)))
+        real |= {f"{slug(layer)}.{k}": x[:, :LAYER_STEPS] for k, x in given.items()}
+    program = join("layers", programs)
+    assert_all_exact(program, list(golden(program, real, LAYER_STEPS)), targets)
+
+
+@pytest.mark.needs("gcc")
+@pytest.mark.parametrize("name", ["int3-g16", "mxfp4-g16"])
+@pytest.mark.parametrize("image", [False, True], ids=["sequences", "images"])
+def test_layers_are_exact(image: bool, name: str) -> None:
+    assert_layers_exact(image, name, ["interpret", "ort", "c"])
+
+
+@pytest.mark.slow
+@TOOLS
+@pytest.mark.parametrize("name", LAYER_RECIPES)
+@pytest.mark.parametrize("image", [False, True], ids=["sequences", "images"])
+def test_layers_are_exact_on_every_target(image: bool, name: str) -> None:
+    assert_layers_exact(image, name, [*TARGETS])
 
 
 @pytest.mark.parametrize("name", few(ACTIVATIONS, "e4m3", "e2m1", "e6m1", "mxfp8-g16", "mxint8-g16"))
