@@ -156,7 +156,7 @@ def quantized_rows(
             peaks > 0, np.ldexp(1.0, RULES[rule](np.where(peaks > 0, peaks, 1.0), element) - element.point), 0
         )
     else:
-        scales = _nearest_scales(blocks, peaks / element.largest, element, counts)
+        scales, _ = _nearest_scales(blocks, peaks / element.largest, element, counts)
     steps = _steps(scales, rule, least, element.zero)
     multipliers = np.maximum(np.ceil(scales / steps[:, None] * (1 - 1e-9)), 1).astype(np.int64)
     wide = (multipliers * steps[:, None])[..., None] * 2.0**element.point
@@ -170,14 +170,15 @@ def _peaks(blocks: Floats, element: Format) -> Floats:
     return np.asarray(magnitudes.mean(-1) if element.largest == 1 else magnitudes.max(-1))
 
 
-def nearest_scale(values: Floats, scale: float, element: Format) -> float:
-    """Of FRACTIONS of a scale, the one at which these values, rounded, have the least squared error."""
+def nearest_scale(values: Floats, scale: float, element: Format) -> tuple[float, float]:
+    """Of FRACTIONS of a scale, the one at which these values, rounded, have the least squared error, and that error."""
     blocks = values.reshape(1, 1, -1)
-    return float(_nearest_scales(blocks, np.full((1, 1), scale), element, np.ones_like(blocks))[0, 0])
+    chosen, error = _nearest_scales(blocks, np.full((1, 1), scale), element, np.ones_like(blocks))
+    return float(chosen[0, 0]), float(error[0, 0])
 
 
-def _nearest_scales(blocks: Floats, scales: Floats, element: Format, counts: Floats) -> Floats:
-    """Of FRACTIONS of these scales, for every block the one with the least squared error; of ternary ones 1."""
+def _nearest_scales(blocks: Floats, scales: Floats, element: Format, counts: Floats) -> tuple[Floats, Floats]:
+    """Of FRACTIONS of these scales, for every block the one with the least squared error, and that; of ternary ones 1."""
     best, chosen = np.full(scales.shape, np.inf), scales
     for fraction in FRACTIONS if len(element.magnitudes) > 2 else ():
         tried = np.where(scales > 0, scales * fraction, 1.0)
@@ -185,7 +186,7 @@ def _nearest_scales(blocks: Floats, scales: Floats, element: Format, counts: Flo
         error = (counts * (element.rounded(blocks / wide) * tried[..., None] - blocks) ** 2).sum(-1)
         chosen = np.where(error < best, scales * fraction, chosen)
         best = np.minimum(error, best)
-    return chosen
+    return chosen, best
 
 
 def _steps(scales: Floats, rule: str, least: Floats | float, zero: bool) -> Floats:

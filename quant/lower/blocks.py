@@ -50,16 +50,22 @@ def block_of(format: Format | Blocks, weight: Floats, rows: int, along: int) -> 
     return size if size < channels else 0
 
 
-def has_exponents(low: Lowering, weight: Floats, rows: int, along: int) -> bool:
-    """Whether the operand of such a weight is in blocks too, each with an exponent: not where a kernel has several
-    elements."""
+def has_exponents(low: Lowering, x: Quantity, weight: Floats, rows: int, along: int) -> bool:
+    """Whether x, beside such a weight, is in blocks too, each with an exponent: not where a kernel has several elements,
+    or x takes no more bits as it is."""
     blocks, kernel = low.recipe.blocks, math.prod(weight.shape[rows + along :])
-    return blocks is not None and kernel == 1 and block_of(blocks, weight, rows, along) > 0
+    return (
+        blocks is not None
+        and kernel == 1
+        and block_of(blocks, weight, rows, along) > 0
+        and not x.fits(blocks.element.bits)
+    )
 
 
 def operand(low: Lowering, n: GraphNode, weight: Floats, rows: int, along: int) -> Quantity:
     """What multiplies such a weight, before it is in blocks."""
-    return low.need(n.inputs[0], WIDE_BITS if has_exponents(low, weight, rows, along) else low.recipe.operand)
+    v = n.inputs[0]
+    return low.need(v, WIDE_BITS if has_exponents(low, low.settled(v), weight, rows, along) else low.recipe.operand)
 
 
 def _in_blocks(low: Lowering, n: GraphNode, x: Quantity, axis: int, count: int, size: int) -> Quantity:
@@ -129,7 +135,7 @@ def blocked_products(
         x = replace(x, known=IntType(x.known.bits).range)
     size, axis = block_of(format, weight, bias.ndim, len(along)), seen.index(along) - 1
     x = _in_blocks(low, n, x, axis, len(along), size)
-    if low.recipe.blocks and has_exponents(low, weight, bias.ndim, len(along)):
+    if low.recipe.blocks and has_exponents(low, x, weight, bias.ndim, len(along)):
         x = _with_exponents(low, n, x, axis + 1, low.recipe.blocks)
     rows, inside = weight.reshape(bias.size, -1), (size, *weight.shape[bias.ndim + len(along) :])
     least, counts = least_steps(bias.ravel(), x, format), importance(weight, rows, moments)

@@ -122,12 +122,19 @@ def linear(low: Lowering, n: GraphNode) -> None:
     precise = bool(n.attr.get("precise"))
     weight, summed = low.graph.parameters[n.inputs[1]], n.integer("contracted")
     rows = weight.ndim - summed
-    x = low.need(n.inputs[0], low.recipe.wide_bits) if precise else operand(low, n, weight, rows, summed)
+    form, centre = low.recipe.operand, 0.0
+    if precise:
+        x = low.need(n.inputs[0], low.recipe.wide_bits)
+    elif isinstance(form, Format) and not low.recipe.blocks and weight.dtype.kind != "i":
+        x, centre = low.centred(n.inputs[0], form)
+    else:
+        x = operand(low, n, weight, rows, summed)
     lead = "xyzw"[: len(low.graph.dims[n.inputs[0]]) - summed]
     out, inner = "nopqs"[:rows], "klmij"[:summed]
     index = f"t{lead}{inner},{out}{inner},{out}->t{lead}{out}"
     channels = (1,) * len(lead) + weight.shape[:rows]
-    bias, moments = _bias(low, n, weight.shape[:rows]), _moments(low, n, tuple(range(len(lead))))
+    bias = _bias(low, n, weight.shape[:rows])
+    moments = replace(_moments(low, n, tuple(range(len(lead)))), centre=centre)
     _products(low, n, "matmul", index, x, weight, bias, inner, PRECISE if precise else None, channels, moments=moments)
 
 

@@ -39,6 +39,9 @@ from isobit.quant.recipe import Recipe
 OUTPUT = "y"
 """The Program's output."""
 
+CENTRES = 17
+"""Of a range, that are tried."""
+
 
 class Lowering:
     """Emits nodes, and settles accumulators to the forms that consumers ask for, each once.
@@ -61,6 +64,8 @@ class Lowering:
         self.dims: dict[str, Dims] = {}
         self.quantities: dict[str, Quantity] = {}
         self.narrowed: dict[tuple[str, Form], Quantity] = {}
+        self.rounded: dict[tuple[str, Format], Quantity] = {}
+        self.centres: dict[tuple[str, Format], tuple[Quantity, float]] = {}
         self.producer = {n.output: n for n in graph.nodes}
         self.held: dict[str, Quantity] = {}
         self.own_state: set[str] = set()
@@ -196,44 +201,81 @@ class Lowering:
             return f"{v}.q{bits}"
         return OUTPUT if v == self.graph.output else v
 
+    def settled(self, v: str) -> Quantity:
+        """The value in its widest form, or as the model itself quantizes it."""
+        held, widest = self.quantities[v], self.width(v)
+        if not held.trained and not held.fits(UNIT if self.is_unit(v) else widest):
+            held = self.quantities[v] = self._requantize(v, held, widest)
+        return held
+
     def need(self, v: str, form: Form) -> Quantity:
-        """The value with one positive scale, in this form."""
+        """The value with one positive scale, in this form; where a minifloat is asked of an integer that takes no more
+        bits, as it is."""
         if (v, form) in self.narrowed:
-            return self.narrowed[v, form]
-        if isinstance(form, Codes):
-            self.narrowed[v, form] = self._coded(v, self.need(v, form.format), form)
             return self.narrowed[v, form]
         if form == UNIT:
             self._refuse_outside_unit(v)
-        held, widest = self.quantities[v], self.width(v)
-        if held.trained:
-            if form == UNIT and not held.fits(form):
-                loc, bounds = (
-                    self.producer[v].loc if v in self.producer else self.graph.name,
-                    {"lo": 0, "hi": largest(16)},
-                )
-                held = self._converted(held, UNIT_SCALE, bounds, f"{v}.unit", loc)
-            self.narrowed[v, form] = held
-            return held
-        if not held.fits(UNIT if self.is_unit(v) else widest):
-            held = self.quantities[v] = self._requantize(v, held, widest)
-        if isinstance(form, Format):
+        held = self.settled(v)
+        if isinstance(form, Codes):
+            held = self._coded(v, self._minifloat(v, held, form.format), form)
+        elif held.trained and form == UNIT and not held.fits(form):
+            loc = self.producer[v].loc if v in self.producer else self.graph.name
+            held = self._converted(held, UNIT_SCALE, {"lo": 0, "hi": largest(16)}, f"{v}.unit", loc)
+        elif isinstance(form, Format) and not (held.trained or held.fits(form.bits)):
             held = self._minifloat(v, held, form)
-        elif not held.fits(form):
+        elif not (held.trained or isinstance(form, Format) or held.fits(form)):
             assert form != UNIT
             held = self._requantize(v, held, form)
         self.narrowed[v, form] = held
         return held
 
     def _minifloat(self, v: str, held: Quantity, form: Format) -> Quantity:
-        """At the scale of least squared error, up to the one at which nothing saturates."""
+        """At the scale of least squared error, up to the one at which nothing saturates; once."""
+        if (v, form) in self.rounded:
+            return self.rounded[v, form]
         assert form.mantissa is not None
-        scale = nearest_scale(self.calibration.seen[v], (self.calibration.ranges[v].absmax or 1.0) / form.largest, form)
+        scale, _ = self._scale_about(v, 0.0, form)
         m, s = dyadic(held.unit / scale, held.magnitude << 1, min(24, MAX_SHIFT - form.largest.bit_length()))
         axes, loc = letters(len(held.dims)), self.producer[v].loc if v in self.producer else self.graph.name
         params = {"m": m, "s": s, "mantissa": form.mantissa, "most": form.largest}
         name = self.node("to_minifloat", f"t{axes}->t{axes}", (held,), f"{v}.{form.name}", loc, params, scale)
-        return Quantity(name, held.dims, np.asarray(scale), Interval(-form.largest, form.largest))
+        known = Interval(-form.largest, form.largest)
+        self.rounded[v, form] = Quantity(name, held.dims, np.asarray(scale), known)
+        return self.rounded[v, form]
+
+    def _scale_about(self, v: str, centre: float, form: Format) -> tuple[float, float]:
+        """Of a minifloat for a value less `centre`: the scale of least squared error, and that error."""
+        known = self.calibration.ranges[v]
+        reach = max(known.hi - centre, centre - known.lo) or 1.0
+        return nearest_scale(self.calibration.seen[v] - centre, reach / form.largest, form)
+
+    def centred(self, v: str, form: Format) -> tuple[Quantity, float]:
+        """As `need`, less a centre, which is the second result: of the model's input, where that halves the squared error.
+
+        Raw features may lie far from zero, where minifloats are coarse.
+        """
+        held, known = self.settled(v), self.calibration.ranges[v]
+        if v != self.graph.input or held.trained or held.fits(form.bits):
+            return self.need(v, form), 0.0
+        if (v, form) not in self.centres:
+            tried = {float(c): self._scale_about(v, float(c), form) for c in np.linspace(known.lo, known.hi, CENTRES)}
+            best = min(tried, key=lambda c: tried[c][1])
+            if 2 * tried[best][1] > self._scale_about(v, 0.0, form)[1]:
+                self.centres[v, form] = self.need(v, form), 0.0
+            else:
+                zero = round(best / held.unit)
+                self.centres[v, form] = self._less(v, held, zero, tried[best][0], form), zero * held.unit
+        return self.centres[v, form]
+
+    def _less(self, v: str, held: Quantity, zero: int, scale: float, form: Format) -> Quantity:
+        """A minifloat of held - zero."""
+        assert form.mantissa is not None
+        m, s = dyadic(held.unit / scale, held.magnitude << 2, min(24, MAX_SHIFT - form.largest.bit_length()))
+        axes, known = letters(len(held.dims)), Interval(-form.largest, form.largest)
+        params = {"m": m, "b": -zero * m, "s": s, "mantissa": form.mantissa, "lo": known.lo, "most": known.hi}
+        index, name = f"t{axes}->t{axes}", f"{v}.{form.name}.centred"
+        self.node("quantize_minifloat", index, (held,), name, self.graph.name, params)
+        return Quantity(name, held.dims, np.asarray(scale), known)
 
     def _coded(self, v: str, held: Quantity, form: Codes) -> Coded:
         axes, loc = letters(len(held.dims)), self.producer[v].loc if v in self.producer else self.graph.name

@@ -53,24 +53,34 @@ def least_steps(starts: Floats, x: Quantity, format: Format | Blocks) -> Floats:
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean and mean square of an operand on the calibration data, of a shape that broadcasts to the weight's."""
+    """Mean and mean square of an operand on the calibration data, of a shape that broadcasts to the weight's.
+
+    centre: what its integers lack of it.
+    """
 
     mean: Floats
     square: Floats
+    centre: float = 0.0
+
+    @property
+    def power(self) -> Floats:
+        """The mean square of what its integers stand for."""
+        return np.asarray(self.square - 2 * self.centre * self.mean + self.centre**2)
 
 
 def importance(weight: Floats, rows: Floats, moments: Moments | None) -> Floats | float:
     """What a squared error of each weight counts: the mean square of what it multiplies; of the shape of `rows`."""
-    return 1.0 if moments is None else np.broadcast_to(moments.square, weight.shape).reshape(rows.shape)
+    return 1.0 if moments is None else np.broadcast_to(moments.power, weight.shape).reshape(rows.shape)
 
 
 def corrected(bias: Floats, weight: Floats, q: Rows, moments: Moments | None) -> Floats:
     """The bias, with what rounding the weight takes from the output on the mean (Nagel et al. 2019, "Data-Free
-    Quantization", section 4.2)."""
+    Quantization", section 4.2), and the products with the operand's centre."""
     if moments is None:
         return bias
     rows = weight.reshape(len(q.codes), -1)
-    lost = (rows - q.real[:, : rows.shape[1]]).reshape(weight.shape) * moments.mean
+    real = q.real[:, : rows.shape[1]].reshape(weight.shape)
+    lost = (weight - real) * moments.mean + real * moments.centre
     return np.asarray(bias + lost.reshape(*bias.shape, -1).sum(-1))
 
 
