@@ -225,6 +225,11 @@ def _applications(statements: tuple[Statement, ...]) -> Iterator[Apply]:
                 yield s.apply
 
 
+def _sums(statements: tuple[Statement, ...]) -> bool:
+    """Whether a loop carries an accumulator."""
+    return any(isinstance(s, Loop) and (s.reduction or _sums(s.body)) for s in statements)
+
+
 class KernelPrinter:
     """Prints one kernel as a C function."""
 
@@ -284,7 +289,7 @@ class KernelPrinter:
             f"/* {k.title}",
             *shapes,
             " */",
-            signature(f"static void {self.name}", parameters) + " {",
+            signature(f"{'ISOBIT_APART' if _sums(k.body) else 'static'} void {self.name}", parameters) + " {",
             *(part for line in self._statements(k.body, "  ") for part in wrapped(line)),
             "}",
             "",
