@@ -110,7 +110,7 @@ def header(n: Nest) -> str:
             "/* Forget everything: the state before the first time step. */",
             f"void {name}_reset({name}_state *state);",
             "",
-            "/* One time step. */",
+            "/* One time step.  Its arrays do not overlap. */",
             step_head(n) + ";",
             "",
             "/* `steps` time steps; the same integers as that many calls of step. */",
