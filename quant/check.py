@@ -116,7 +116,7 @@ def _refuse_large(name: str, dims: Iterable[int | str]) -> None:
 
 def _values_of(c: Constant) -> Interval:
     """The interval of a constant, which its type must hold."""
-    wanted = c.type.size * c.type.elem.container // 8
+    wanted = c.type.bytes
     if len(c.data) != wanted:
         raise CheckError(f"{c.name} has {len(c.data)} bytes, {c.type} needs {wanted}")
     known = Interval(int(c.array.min()), int(c.array.max()))

@@ -62,7 +62,7 @@ def node_facts(program: Program) -> list[NodeFacts]:
                 macs=macs(program, n),
                 sums=sums(program, n),
                 weights=sum(stored_bytes(program.constant[i]) for i in n.inputs if i in program.constant),
-                state=state.size * state.elem.container // 8 if state else 0,
+                state=state.bytes if state else 0,
                 scale=n.scale,
             )
         )

@@ -134,6 +134,11 @@ class TensorType:
         """Elements per time step."""
         return int(np.prod(self.dims, dtype=np.int64))
 
+    @property
+    def bytes(self) -> int:
+        """Of the elements of a time step in their containers."""
+        return self.size * self.elem.container // 8
+
     def __str__(self) -> str:
         return f"{self.elem}[{', '.join(map(str, self.shape))}]"
 

@@ -196,11 +196,11 @@ def identifier(name: str) -> str:
     return f"_{text}" if text[:1].isdigit() else text
 
 
-def nest(program: Program) -> Nest:
-    """Check, plan and lower to loops."""
+def nest(program: Program, inside: bool = True) -> Nest:
+    """Check, plan and lower to loops; inside: as `plan` takes it."""
     checked = check(program)
     _refuse_equal_identifiers(program)
-    groups = plan(program)
+    groups = plan(program, inside)
     group_of = {n.output: i for i, g in enumerate(groups) for n in g.nodes}
     crossing = {n.output for n in program.nodes if n.spec.structure in MATERIALISED} - set(program.outputs)
     crossing |= {i for n in program.nodes for i in n.inputs if group_of.get(i, -1) not in (-1, group_of[n.output])}
@@ -226,6 +226,7 @@ class _Builder:
         self.program, self.checked, self.group, self.stored = program, checked, group, stored
         self.numbers = {n.output: i for i, n in enumerate(program.nodes)}
         self.local = {n.output for n in group.nodes}
+        self.renamed = _renamed(group)
         self.sizes = {self._axis(n, k): d for n in group.nodes for k, d in checked.sizes[n.output].items()}
 
     def kernel(self) -> Kernel:
@@ -242,9 +243,7 @@ class _Builder:
             return self._layout(head)
         if head and head.spec.structure is Structure.HISTORY:
             return self._history(head)
-        body = self._structure(head) if head else []
-        for n in self.group.epilogue:
-            body += self._value(n)
+        body = self._computed(self.group)
         if head and (scanned := head.labels.scanned):
             body = [*self._reset(head), Loop(scanned, self.sizes[scanned], False, tuple(body), ordered=True)]
             labels = labels.replace(scanned, "")
@@ -300,7 +299,7 @@ class _Builder:
 
     def _axis(self, n: Node, label: str) -> str:
         """The group's name for an axis of a node."""
-        return self.group.renamed.get(n.output, {}).get(label, label)
+        return self.renamed.get(n.output, {}).get(label, label)
 
     def _axes(self, n: Node, labels: str) -> tuple[str, ...]:
         return tuple(self._axis(n, k) for k in labels if k != "t")
@@ -324,20 +323,27 @@ class _Builder:
             return [Store(Element(n.output, indices), Local(n.output)), tap]
         return [tap]
 
-    def _structure(self, n: Node) -> list[Statement]:
+    def _computed(self, group: Group) -> list[Statement]:
+        """One element of everything that a group makes."""
+        inner = [s for g in group.prologue for s in self._computed(g)]
+        made = self._structure(group.head, inner) if group.head else []
+        return [*made, *(s for n in group.epilogue for s in self._value(n))]
+
+    def _structure(self, n: Node, inner: list[Statement]) -> list[Statement]:
+        """inner: what computes those of its operands that are not stored."""
         match n.spec.structure:
             case Structure.CONTRACTION | Structure.CONVOLUTION:
-                return self._contraction(n)
+                return self._contraction(n, inner)
             case Structure.WINDOW:
                 return self._window(n)
             case Structure.RECURRENCE:
-                return self._recurrence(n)
+                return self._recurrence(n, inner)
             case Structure.GATHER:
                 return self._gather(n)
             case _:
                 return self._value(n)
 
-    def _contraction(self, n: Node) -> list[Statement]:
+    def _contraction(self, n: Node, inner: list[Statement]) -> list[Statement]:
         operands, known = self._operands(n), self.checked.ranges[n.output]
         start: Operand = Literal(0 if n.spec.combine == "sum" else known.lo)
         if n.spec.start:
@@ -345,7 +351,8 @@ class _Builder:
         if n.labels.slides:
             operands[0] = self._slid(n)
         term = Apply(n, "term", self.checked.bodies[n.output], tuple(operands))
-        loops = self._loops(n.labels.reduced, [Accumulate(n.output, term, n.spec.combine)], reduction=True)
+        body = [*inner, Accumulate(n.output, term, n.spec.combine)]
+        loops = self._loops("".join(self._axes(n, n.labels.reduced)), body, reduction=True)
         return [Accumulator(n.output, known, start), *loops, *self._finish(n)]
 
     def _slid(self, n: Node) -> Element:
@@ -398,12 +405,11 @@ class _Builder:
         apply = Apply(n, "value", self.checked.bodies[n.output], (row,))
         return [Let(n.output, self.checked.ranges[n.output], apply), *self._finish(n)]
 
-    def _recurrence(self, n: Node) -> list[Statement]:
+    def _recurrence(self, n: Node, inner: list[Statement]) -> list[Statement]:
         name, operands, queries = n.state or carry_name(n), self._operands(n), n.spec.queries
         cell = Element(name, tuple(n.labels.state))
         updates, asked = operands[: len(operands) - queries], operands[len(operands) - queries :]
         body = self.checked.bodies[n.output]
-        inner: list[Statement] = [s for p in self.group.prologue for s in self._value(p)]
         update = Apply(n, "update", body, (cell, *updates))
         if n.spec.readout is None:
             return [*inner, Let(n.output, body.range, update), Store(cell, Local(n.output)), *self._finish(n)]
@@ -411,11 +417,19 @@ class _Builder:
         readout = Accumulate(n.output, Apply(n, "readout", self.checked.readouts[n.output], (seen, *asked)))
         new: list[Statement] = [Let(name, body.range, update)]
         if n.spec.reads_old:
-            inner += [readout, *new, Store(cell, Local(name))]
+            inner = [*inner, readout, *new, Store(cell, Local(name))]
         else:
-            inner += [*new, Store(cell, Local(name)), readout]
+            inner = [*inner, *new, Store(cell, Local(name)), readout]
         loops = self._loops(n.labels.reduced, inner, reduction=True)
         return [Accumulator(n.output, self.checked.ranges[n.output], Literal(0)), *loops, *self._finish(n)]
+
+
+def _renamed(group: Group) -> dict[str, dict[str, str]]:
+    """`renamed` of the group and of those inside it."""
+    found = dict(group.renamed)
+    for g in group.prologue:
+        found |= _renamed(g)
+    return found
 
 
 def _uses(statements: tuple[Statement, ...]) -> Iterator[tuple[str, bool]]:

@@ -91,18 +91,19 @@ class Target(Protocol):
 
 @dataclass(frozen=True)
 class Row:
-    """One row of TARGETS."""
+    """One row of TARGETS.  inside: as `plan` takes it."""
 
     module: str
     summary: str
     simulated: bool = False
+    inside: bool = True
 
 
 TARGETS: dict[str, Row] = {
     "interpret": Row("isobit.targets.interpret.target", "the numpy reference"),
     "ort": Row("isobit.targets.ort.target", "the .onnx itself in ONNX Runtime"),
-    "cpu": Row("isobit.targets.cpu.target", "TVM TIR through LLVM"),
-    "gpu": Row("isobit.targets.gpu.target", "TVM TIR through CUDA, compiled to a cubin"),
+    "cpu": Row("isobit.targets.cpu.target", "TVM TIR through LLVM", inside=False),
+    "gpu": Row("isobit.targets.gpu.target", "TVM TIR through CUDA, compiled to a cubin", inside=False),
     "c": Row("isobit.targets.c.target", "C99, no malloc, no float; verified under UBSan and ASan"),
     "mcu": Row("isobit.targets.mcu.target", "the same C on a microcontroller board, under QEMU", simulated=True),
     "hls": Row("isobit.targets.hls.target", "HLS C++ (ap_int, streams), C simulation with g++", simulated=True),

@@ -184,7 +184,7 @@ def find_divergence(artifact: Artifact, v: Vectors, sequence: int, folder: Path)
     expected: Arrays = {}
     interpret(artifact.program, one.inputs, one.start, expected)
     got = _start(artifact, folder / "traced", traced=True).trace(one.inputs, one.start)
-    kernels = nest(artifact.program).kernels
+    kernels = nest(artifact.program, TARGETS[artifact.target].inside).kernels
     for step in range(v.steps):
         for kernel in kernels:
             for n in kernel.group.nodes:

@@ -139,15 +139,11 @@ class _Printer:
             return list(self.nest.scratch), []
         on_chip, workspace, used = list[str](), list[str](), 0
         for v in self.nest.scratch:
-            size = -(-self.bytes(v) // 16) * 16
+            size = -(-self.nest.type(v).bytes // 16) * 16
             fits = used + size <= SHARED_BYTES
             used += size if fits else 0
             (on_chip if fits else workspace).append(v)
         return on_chip, workspace
-
-    def bytes(self, value: str) -> int:
-        t = self.nest.type(value)
-        return t.size * t.elem.container // 8
 
     def parameters(self, workspace: list[str]) -> tuple[Parameter, ...]:
         program = self.nest.program
@@ -185,7 +181,7 @@ class _Printer:
     @functools.cached_property
     def small(self) -> bool:
         """Whether a CPU keeps the scratch values on its stack."""
-        return not self.threads and sum(map(self.bytes, self.nest.scratch)) <= STACK_BYTES
+        return not self.threads and sum(self.nest.type(v).bytes for v in self.nest.scratch) <= STACK_BYTES
 
     def constant(self, name: str, array: npt.NDArray[np.integer]) -> Buffer:
         """A buffer of constants, declared where all of them are; `name` is unique among them."""

@@ -15,11 +15,10 @@ from isobit.quant.check import check
 from isobit.quant.program import Arrays, Program, TensorType
 from isobit.targets.c.kernels import dims, element_type
 from isobit.targets.nest import Nest, identifier, nest
+from isobit.targets.taps import RECORD, traced_outputs
 
 CHUNK = 4
 """Time steps of one call of `sequence`."""
-
-TAP = np.dtype([("node", "<i4"), ("index", "<i4"), ("value", "<i8")])
 
 
 def harness(program: Program) -> str:
@@ -164,15 +163,5 @@ def read_output(path: Path, program: Program, batch: int, steps: int, by_step: b
 
 
 def read_taps(path: Path, n: Nest, batch: int, steps: int) -> Arrays:
-    """Every node's output, from the records of `taps.bin`; each node fires size times per step, in order."""
-    records = np.fromfile(path, TAP)
-    arrays: Arrays = {}
-    for number, node in enumerate(n.program.nodes):
-        t = n.type(node.output)
-        mine = records[records["node"] == number]
-        values = mine["value"].reshape(batch, steps, t.size)
-        order = mine["index"].reshape(batch, steps, t.size)
-        placed = np.zeros_like(values)
-        np.put_along_axis(placed, order.astype(np.int64), values, axis=2)
-        arrays[node.output] = placed.reshape(batch, steps, *t.dims).astype(np.int64)
-    return arrays
+    """Every node's output, from the records of `taps.bin`."""
+    return traced_outputs(np.fromfile(path, RECORD), n, batch, steps)

@@ -286,7 +286,7 @@ class KernelPrinter:
 
     def text(self) -> list[str]:
         k, program = self.kernel, self.nest.program
-        parameters = [f"{identifier(program.name)}_state *state"] if self.uses_state else []
+        parameters = [f"{identifier(program.name)}_state *restrict state"] if self.uses_state else []
         parameters += [f"const {self._parameter(v)}" for v in self.read]
         parameters += [self._parameter(v) for v in self.write]
         shapes = [
@@ -297,7 +297,7 @@ class KernelPrinter:
             f"/* {k.title}",
             *shapes,
             " */",
-            signature(f"static void {self.name}", parameters) + " {",
+            signature(f"ISOBIT_KERNEL void {self.name}", parameters) + " {",
             *(part for line in self._statements(k.body, "  ") for part in wrapped(line)),
             "}",
             "",
@@ -314,7 +314,7 @@ class KernelPrinter:
 
     def _parameter(self, value: str) -> str:
         t = self.nest.type(value)
-        return f"{element_type(t)} {identifier(value)}{dims(t)}"
+        return f"{element_type(t)} {identifier(value)}[restrict {dims(t)[1:]}"
 
     def _element(self, e: Element) -> str:
         base = f"state->{identifier(e.value)}" if e.value in self.nest.program.state else identifier(e.value)

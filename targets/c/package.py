@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from isobit.quant.program import Array, Input, Program, TensorType
 from isobit.quant.storage import is_packed, packed, stored_bytes
 from isobit.quant.vectors import Vectors, golden
+from isobit.targets.c.blocks import Block, blocks
 from isobit.targets.c.kernels import (
     Functions,
     KernelPrinter,
@@ -108,7 +110,7 @@ def header(n: Nest) -> str:
             "/* Forget everything: the state before the first time step. */",
             f"void {name}_reset({name}_state *state);",
             "",
-            "/* One time step. */",
+            "/* One time step.  Its arrays do not overlap. */",
             step_head(n) + ";",
             "",
             "/* `steps` time steps; the same integers as that many calls of step. */",
@@ -156,9 +158,8 @@ def kernels(n: Nest) -> str:
     functions = Functions(n)
     printers = [KernelPrinter(n, functions, k) for k in n.kernels]
     bodies = [line for k in printers for line in k.text()]
-    scratch = [f"  {element_type(n.type(v))} {identifier(v)}{dims(n.type(v))};" for v in n.scratch]
     reset = [line for s in p.states for line in _fill(identifier(s.name), s.type, s.initial)]
-    calls = [part for k in printers for part in wrapped(f"  {k.name}({', '.join(k.arguments)});")]
+    calls = {k.kernel.name: f"{k.name}({', '.join(k.arguments)});" for k in printers}
     passed = ", ".join(f"{identifier(v)}[t]" for v in (*(i.name for i in p.inputs), *p.outputs))
     read = {v for k in n.kernels for v in k.reads}
     unused = [] if p.states else ["  (void)state;"]
@@ -182,9 +183,7 @@ def kernels(n: Nest) -> str:
             "",
             step_head(n) + " {",
             *unused,
-            *scratch,
-            "",
-            *calls,
+            *_block(n, calls, blocks(n), "  "),
             "}",
             "",
             sequence_head(n) + " {",
@@ -195,6 +194,19 @@ def kernels(n: Nest) -> str:
             "",
         ]
     )
+
+
+def _block(n: Nest, calls: Mapping[str, str], block: Block, pad: str) -> Iterator[str]:
+    """Declarations and calls; calls: by kernel."""
+    for v in block.buffers:
+        yield f"{pad}{element_type(n.type(v))} {identifier(v)}{dims(n.type(v))};"
+    for p in block.parts:
+        if isinstance(p, Block):
+            yield pad + "{"
+            yield from _block(n, calls, p, pad + "  ")
+            yield pad + "}"
+        else:
+            yield from wrapped(pad + calls[p.name])
 
 
 def _fill(field: str, t: TensorType, value: int) -> list[str]:
@@ -280,9 +292,8 @@ def example(n: Nest) -> str:
 
 def readme(n: Nest) -> str:
     p, name = n.program, identifier(n.program.name)
-    state_bytes = sum(s.type.size * s.type.elem.container // 8 for s in p.states)
+    state_bytes = sum(s.type.bytes for s in p.states)
     weight_bytes = sum(map(stored_bytes, p.constants))
-    scratch_bytes = sum(n.type(v).size * n.type(v).elem.container // 8 for v in n.scratch)
     return "\n".join(
         [
             f"# {p.name} in C",
@@ -299,7 +310,7 @@ def readme(n: Nest) -> str:
             f"| `{name}_golden.h`, `main.c` | an example that checks itself |",
             f"| `{ARITH_H}` | integer helpers |",
             "",
-            f"State: {state_bytes} bytes, the caller's.  Stack: {scratch_bytes} bytes of buffers between kernels.",
+            f"State: {state_bytes} bytes, the caller's.  Stack: {blocks(n).bytes} bytes of buffers between kernels.",
             "",
         ]
     )

@@ -70,5 +70,5 @@ class Session:
         program = self.artifact.program
         return {
             "weights": sum(map(stored_bytes, program.constants)),
-            "state": sum(s.type.size * s.type.elem.container // 8 for s in program.states),
+            "state": sum(s.type.bytes for s in program.states),
         }

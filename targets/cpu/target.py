@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from isobit.export.tvm.parameters import Argument, description, run_calls
 from isobit.quant.program import Arrays, Program
 from isobit.targets.nest import identifier, nest
-from isobit.targets.target import Artifact, NotHere, Options, Run
+from isobit.targets.target import TARGETS, Artifact, NotHere, Options, Run
 from isobit.targets.toolchain import ToolMissing, find, version
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def build(program: Program, folder: Path, options: Options) -> Artifact:
     from isobit.export.tvm.function import sequence
 
     name, cpu = identifier(program.name), options.arch or tvm_build.host_cpu()
-    function = sequence(nest(program), traced=False, dot_lanes=tvm_build.dot_lanes(cpu))
+    function = sequence(nest(program, TARGETS["cpu"].inside), traced=False, dot_lanes=tvm_build.dot_lanes(cpu))
     tvm_build.link(tvm_build.compiled(function, cpu), folder / f"{name}.so")
     (folder / f"{name}.tir.py").write_text(tvm_build.script(function))
     described = {"cpu": cpu, "function": "sequence", "tvm": tvm_version()}
@@ -66,7 +66,7 @@ def start(artifact: Artifact, scratch: Path, traced: bool) -> CpuSession:
     cpu = artifact.options.arch or tvm_build.host_cpu()
     if missing := tvm_build.missing_features(cpu):
         raise NotHere(f"compiled for {cpu}, this CPU lacks {', '.join(missing)}")
-    function = sequence(nest(artifact.program), traced, dot_lanes=tvm_build.dot_lanes(cpu))
+    function = sequence(nest(artifact.program, TARGETS["cpu"].inside), traced, dot_lanes=tvm_build.dot_lanes(cpu))
     if traced:
         path = scratch / f"{identifier(artifact.program.name)}_traced.so"
         tvm_build.link(tvm_build.compiled(function, cpu), path)

@@ -13,7 +13,7 @@ from isobit.targets.cpu.target import tvm_version
 from isobit.targets.files import write_files
 from isobit.targets.gpu.driver import Device, Kernel
 from isobit.targets.nest import identifier, nest
-from isobit.targets.target import Artifact, NotHere, Options, Run
+from isobit.targets.target import TARGETS, Artifact, NotHere, Options, Run
 
 if TYPE_CHECKING:
     from isobit.export.tvm.function import Function
@@ -71,7 +71,7 @@ def compiled(program: Program, arch: str, traced: bool) -> Compiled:
     from isobit.export.tvm.cuda import source
     from isobit.export.tvm.function import sequence, threads_for
 
-    loops = nest(program)
+    loops = nest(program, TARGETS["gpu"].inside)
     threads = threads_for(loops)
     function = sequence(loops, traced, threads)
     kernel = source(function, arch)

@@ -14,10 +14,8 @@ from isobit.targets import toolchain
 from isobit.targets.hls.testbench import per_sequence, per_step
 from isobit.targets.hls.text import ap
 from isobit.targets.hls.unit import Unit
+from isobit.targets.taps import RECORD, traced_outputs
 from isobit.targets.target import Run
-
-RECORD = np.dtype([("node", "<i4"), ("index", "<i4"), ("value", "<i8")])
-"""What a traced build writes for every element of every node, in order of execution."""
 
 SECONDS = 600
 
@@ -195,19 +193,7 @@ class HlsSession:
         self.run(inputs, states, by_step=False)
         batch, steps = next(iter(inputs.values())).shape[:2]
         records = np.fromfile(self.folder / "trace.bin", RECORD)
-        taps: Arrays = {}
-        for number, n in enumerate(self.program.nodes):
-            mine = records[records["node"] == number]
-            t = self.unit.nest.checked.types[n.output]
-            if len(mine) != batch * steps * t.size:
-                raise InputError(
-                    f"{n.loc} ({n.output}): expected {batch * steps * t.size} ISOBIT_TAP records, got {len(mine)}"
-                )
-            values = np.empty((batch * steps, t.size), np.int64)
-            where = mine["index"].reshape(batch * steps, t.size)
-            np.put_along_axis(values, where.astype(np.int64), mine["value"].reshape(batch * steps, t.size), axis=1)
-            taps[n.output] = values.reshape(batch, steps, *t.dims)
-        return taps
+        return traced_outputs(records, self.unit.nest, batch, steps)
 
 
 def _cut(array: Array, sizes: Mapping[str, int]) -> list[Array]:

@@ -117,7 +117,7 @@ class Unit:
     def __init__(self, nest: Nest) -> None:
         self.nest = nest
         p = nest.program
-        letters = {k for n in p.nodes for k in n.index if k.isalpha()}
+        letters = {k for kernel in nest.kernels for k in kernel.group.axes}
         names = Names(letters | {"state", "reset"})
         values = [*(i.name for i in p.inputs), *p.constant, *nest.checked.states, *(n.output for n in p.nodes)]
         self.value = {v: names.fresh(identifier(v)) for v in values}

@@ -38,7 +38,7 @@ def hybrid(size: str, bits: int, **own: str | int) -> Quantized:
 def ring_bytes(program: Program) -> int:
     """Of the keys and values of attention."""
     rings = [s.type for s in program.states if ".attention." in s.name]
-    return sum(t.size * t.elem.container // 8 for t in rings)
+    return sum(t.bytes for t in rings)
 
 
 @pytest.mark.needs("gcc")

@@ -128,7 +128,7 @@ def test_an_edit_that_loses_a_tap_or_does_not_compile_is_reported(tmp_path: Path
     artifact = built(program, tmp_path / "package")
     v = next(iter(golden(program)))
     edit(artifact, f"{program.name}.cpp", r"ISOBIT_TAP\(0, [^;]*;", "")
-    with pytest.raises(InputError, match=r"expected \d+ ISOBIT_TAP records, got 0"):
+    with pytest.raises(InputError, match=r"no ISOBIT_TAP of some element"):
         hls.start(artifact, tmp_path, traced=True).trace(v.inputs, None)
     edit(artifact, f"{program.name}.cpp", "return", "retrun")
     with pytest.raises(ToolFailed, match="retrun"):

@@ -13,12 +13,13 @@ from isobit.quant.expr import clip, select
 from isobit.quant.interpret import interpret
 from isobit.quant.ops import OPS, Op, Structure
 from isobit.quant.program import Arrays, Program
-from isobit.quant.vectors import Vectors, golden, join
+from isobit.quant.vectors import Vectors, golden, join, prefixed
 from isobit.targets.plan import plan
 from isobit.targets.target import TARGETS, Options, target
 from isobit.targets.verify import EXACT, verify
 from isobit.tools.status import op_program
 from tests.feedback import FEEDBACK, gated_cell, loops
+from tests.fused import FUSED, blocks, codes
 from tests.models import mamba_block
 from tests.primitives import primitive_programs, primitive_vectors
 from tests.stored import stored_program
@@ -93,7 +94,13 @@ def test_programs_that_feed_back(name: str, which: str) -> None:
 
 
 @every_target
-@pytest.mark.parametrize("make", [mamba_block, loops], ids=["a Mamba block", "loops"])
+def test_programs_whose_operands_are_computed_where_they_are_read(name: str) -> None:
+    program = join("fused", [prefixed(make(), f"f{i}") for i, make in enumerate(FUSED.values())])
+    assert_exact(program, name, list(golden(program)))
+
+
+@every_target
+@pytest.mark.parametrize("make", [mamba_block, loops, codes, blocks], ids=["a Mamba block", "loops", "codes", "blocks"])
 def test_taps_equal_the_reference(name: str, make: Callable[[], Program], tmp_path: Path) -> None:
     program = make()
     v = next(iter(golden(program)))

@@ -35,6 +35,7 @@ from isobit.targets.nest import (
 from isobit.tools.golden import GOLDEN, digests
 from isobit.tools.status import op_program
 from tests.feedback import FEEDBACK
+from tests.fused import FUSED
 from tests.models import mamba_block
 
 Memory = dict[str, dict[tuple[int, ...], int]]
@@ -78,7 +79,8 @@ class Machine:
                     for place, size in zip(s.indices, s.sizes, strict=True):
                         position = position * size + self.at(place)
                     assert eval(s.position, {}, self.index) == position
-                    self.taps.setdefault(s.node.output, {})[position] = self.read(s.operand)
+                    value = self.read(s.operand)
+                    assert self.taps.setdefault(s.node.output, {}).setdefault(position, value) == value
 
     def apply(self, a: Apply) -> int:
         spec, own = a.node.spec, loop_parameters(a.node)
@@ -143,7 +145,7 @@ def by_machine(program: Program, inputs: Arrays, start: Arrays | None) -> tuple[
     return {o: taps[o] for o in program.outputs}, states, taps
 
 
-PROGRAMS = {"a Mamba block": lambda: mamba_block(d_model=5, d_inner=6, d_state=3), **FEEDBACK}
+PROGRAMS = {"a Mamba block": lambda: mamba_block(d_model=5, d_inner=6, d_state=3), **FEEDBACK, **FUSED}
 
 
 @pytest.mark.parametrize("op", [*OPS, *PROGRAMS])

@@ -40,6 +40,13 @@ static inline int32_t isobit_clz(int64_t x, int32_t width) {
 /* x * 2^n where the result is known to fit: a shift of a negative value would be undefined. */
 static inline int64_t isobit_shl(int64_t x, int32_t n) { return (int64_t)((uint64_t)x << n); }
 
+/* A kernel is not inlined: in `step`, its inner loops would share their registers with those of all others. */
+#ifdef __GNUC__
+#define ISOBIT_KERNEL __attribute__((noinline)) static
+#else
+#define ISOBIT_KERNEL static
+#endif
+
 /* Code number i of an array of codes of `bits` bits, at most 16, packed from the lowest bit on. */
 static inline int32_t isobit_code(const uint8_t *codes, int32_t i, int32_t bits) {
   const uint32_t at = (uint32_t)i * (uint32_t)bits;
