@@ -178,7 +178,7 @@ def nearest_scale(values: Floats, scale: float, element: Format) -> tuple[float,
 
 
 def _nearest_scales(blocks: Floats, scales: Floats, element: Format, counts: Floats) -> tuple[Floats, Floats]:
-    """Of FRACTIONS of these scales, for every block the one with the least squared error, and that; of ternary ones 1."""
+    """Of FRACTIONS of these scales, every block's with the least squared error, and that error; of ternary ones 1."""
     best, chosen = np.full(scales.shape, np.inf), scales
     for fraction in FRACTIONS if len(element.magnitudes) > 2 else ():
         tried = np.where(scales > 0, scales * fraction, 1.0)

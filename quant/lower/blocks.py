@@ -51,8 +51,10 @@ def block_of(format: Format | Blocks, weight: Floats, rows: int, along: int) -> 
 
 
 def has_exponents(low: Lowering, x: Quantity, weight: Floats, rows: int, along: int) -> bool:
-    """Whether x, beside such a weight, is in blocks too, each with an exponent: not where a kernel has several elements,
-    or x takes no more bits as it is."""
+    """Whether x, beside such a weight, is in blocks too, each with an exponent.
+
+    Not where a kernel has several elements, or x takes no more bits as it is.
+    """
     blocks, kernel = low.recipe.blocks, math.prod(weight.shape[rows + along :])
     return (
         blocks is not None

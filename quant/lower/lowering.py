@@ -250,7 +250,7 @@ class Lowering:
         return nearest_scale(self.calibration.seen[v] - centre, reach / form.largest, form)
 
     def centred(self, v: str, form: Format) -> tuple[Quantity, float]:
-        """As `need`, less a centre, which is the second result: of the model's input, where that halves the squared error.
+        """As `need`, and what the integers lack: of the model's input a centre, where that halves its error, or 0.
 
         Raw features may lie far from zero, where minifloats are coarse.
         """

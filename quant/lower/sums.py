@@ -7,18 +7,18 @@ target; the two are rounded once, together.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from isobit.quant.capture.graph import Floats, GraphNode
-from isobit.quant.errors import CheckError
 from isobit.quant.expr.interval import Interval
 from isobit.quant.formats.blocks import SCALE_BITS, Blocks, Rows
 from isobit.quant.formats.format import Format
 from isobit.quant.lower.dyadic import MAX_SHIFT
 from isobit.quant.lower.lowering import Lowering
-from isobit.quant.lower.quantity import Coded, Quantity, accumulator_bits, letters
+from isobit.quant.lower.quantity import Quantity, accumulator_bits, letters
+from isobit.quant.lower.terms import limbs
 from isobit.quant.program import IntType
 
 BIAS_BITS = 24
@@ -150,14 +150,7 @@ def exact_sum(
     most = products + (start.most if start else 0)
     if most.bit_length() <= MAX_SHIFT:
         return emit(x, "", {"acc": accumulator_bits(most)}, start.constant(low, n) if start else ""), 1.0, most
-    if isinstance(x, Coded):
-        raise CheckError(
-            f"its sums of L-Mul products take {most.bit_length() + 1} bits, an accumulator of 64 rounds up to 63: "
-            "choose minifloats of a narrower range for weights and activations, as e4m3, or the multiplier exact"
-        )
-    high, rest = limbs(low, n, x)
-    h = rest.known.hi.bit_length()
-    reaches = [products * part.magnitude // x.magnitude + 1 for part in (high, rest)]
+    h, (high, rest), reaches = limbs(low, n, x, products)
     reaches[0] += (most - products >> h) + 1
     began = (start.constant(low, n, 2.0**h), start.zero(low, n)) if start else ("", "")
     upper, lower = (
@@ -170,14 +163,3 @@ def exact_sum(
     params = {"h": h, "s": s, "lo": -reach, "hi": reach}
     acc = low.node("join_limbs", f"t{axes},t{axes}->t{axes}", (upper, lower), f"{n.output}.joined", n.loc, params)
     return acc, 2.0 ** (h + s), reach
-
-
-def limbs(low: Lowering, n: GraphNode, x: Quantity) -> tuple[Quantity, Quantity]:
-    """The high and the low half of x's bits, the low one without a sign."""
-    h, axes = x.known.bits // 2, letters(len(x.dims))
-
-    def limb(role: str, known: Interval) -> Quantity:
-        value = low.node(f"{role}_limb", f"t{axes}->t{axes}", (x,), f"{n.output}.{role}_limb", n.loc, {"h": h})
-        return replace(x, value=value, known=known)
-
-    return limb("high", Interval(x.known.lo >> h, x.known.hi >> h)), limb("low", Interval(0, (1 << h) - 1))

@@ -1,17 +1,19 @@
-"""Terms of sums of products: exact, or L-Mul where the operands are codes; the ops, parameters and units of each."""
+"""Terms of sums of products: exact, or L-Mul where the operands are codes; ops, parameters, units, limbs of each."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from isobit.quant.capture.graph import GraphNode
+from isobit.quant.expr.interval import Interval
 from isobit.quant.formats.format import Format
 from isobit.quant.formats.multiplier import codes_of
 from isobit.quant.lower.lowering import Lowering
-from isobit.quant.lower.quantity import Coded, Quantity
+from isobit.quant.lower.quantity import Coded, Quantity, letters
 from isobit.quant.program import Array
 
 
@@ -56,3 +58,28 @@ def largest_dot(a: Quantity, b: Quantity, count: int) -> int:
     """The largest magnitude of a sum of so many products of two values."""
     term = a.codes.largest_term(a.magnitude, b.magnitude) if isinstance(a, Coded) else a.magnitude * b.magnitude
     return count * term
+
+
+def limbs(low: Lowering, n: GraphNode, x: Quantity, products: int) -> tuple[int, tuple[Quantity, Quantity], list[int]]:
+    """h, the two limbs of x = high * 2^h + low, and the largest magnitudes of their products' sums.
+
+    products: that of x.  Of an integer, the high and the low half of its bits, the low one without a sign; of a code,
+    itself with fewer exponents, or 0.
+    """
+    axes = letters(len(x.dims))
+
+    def limb(role: str, known: Interval, params: dict[str, int]) -> Quantity:
+        value = low.node(role, f"t{axes}->t{axes}", (x,), f"{n.output}.{role}", n.loc, params)
+        return replace(x, value=value, known=known)
+
+    if isinstance(x, Coded):
+        mantissa = x.codes.mantissa
+        h = x.magnitude >> mantissa + 1
+        most, least = x.magnitude - (h << mantissa), ((h + 1) << mantissa) - 1
+        params = {"h": h, "mantissa": mantissa}
+        high, rest = limb("high_code", Interval(-most, most), params), limb("low_code", Interval(-least, least), params)
+        return h, (high, rest), [(products >> h) + 1, (products >> (x.magnitude - least >> mantissa)) + 1]
+    h = x.known.bits // 2
+    high = limb("high_limb", Interval(x.known.lo >> h, x.known.hi >> h), {"h": h})
+    rest = limb("low_limb", Interval(0, (1 << h) - 1), {"h": h})
+    return h, (high, rest), [products * part.magnitude // x.magnitude + 1 for part in (high, rest)]

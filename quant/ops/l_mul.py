@@ -37,6 +37,23 @@ def l_product(x: Any, w: Any, *, mantissa: int, offset: int) -> Any:
     return select(a < lead, 0, select(b < lead, 0, signed))
 
 
+def high_code(x: Any, *, h: int, mantissa: int) -> Any:
+    """The code x with h less in its exponent where that is above h, else 0.
+
+    The numbers of the two limbs of a code are high * 2^h and low; one of them is 0, so that products with them add up.
+    """
+    size = select(x < 0, 0 - x, x)
+    kept = select(size < (h + 1) << mantissa, 0, size - (h << mantissa))
+    return select(x < 0, 0 - kept, kept)
+
+
+def low_code(x: Any, *, h: int, mantissa: int) -> Any:
+    """The code x where its exponent is at most h, else 0."""
+    size, limit = select(x < 0, 0 - x, x), (h + 1) << mantissa
+    kept = select(size < limit, clip(size, 0, limit - 1), 0)
+    return select(x < 0, 0 - kept, kept)
+
+
 E4M3 = {"mantissa": 3, "offset": 1}
 E3M2 = {"mantissa": 2, "offset": 0}
 
@@ -45,6 +62,8 @@ MINIFLOAT_CODE_CASES = (
     Case("e5m2", "tn->tn", {"n": 64}, ("i33",), {"mantissa": 2, "most": 57344 << 16}),
     Case("no mantissa", "tn->tn", {"n": 64}, ("i8",), {"mantissa": 0, "most": 64}),
 )
+HIGH_CODE_CASES = (Case("e5m2", "tn->tn", {"n": 64}, ("i8",), {"h": 16, "mantissa": 2}),)
+LOW_CODE_CASES = (Case("e5m2", "tn->tn", {"n": 64}, ("i8",), {"h": 16, "mantissa": 2}),)
 L_MATMUL_CASES = (
     Case("e4m3", "tk,nk,n->tn", {"k": 19, "n": 5}, ("i8", "=i8", "=i40"), {"acc": 64, **E4M3}),
     Case("e3m2", "tk,nk,n->tn", {"k": 7, "n": 3}, ("i6", "=i6", "=i20"), {"acc": 32, **E3M2}),

@@ -217,10 +217,10 @@ def test_minifloat_activations_are_exact_on_every_target(families: tuple[str, ..
 
 @pytest.mark.slow
 @TOOLS
-@pytest.mark.parametrize("weights", ["int8", "e5m2"])
-def test_sums_beyond_64_bits_are_exact_on_every_target(weights: str) -> None:
+@pytest.mark.parametrize(("weights", "multiplier"), [("int8", "exact"), ("e5m2", "exact"), ("e5m2", "l-mul")])
+def test_sums_beyond_64_bits_are_exact_on_every_target(weights: str, multiplier: str) -> None:
     """In attention, two values are in E5M2; in causal convolutions, the ring is two limbs."""
-    recipe = Recipe("wide", weights=weights, activations="e5m2")
+    recipe = Recipe("wide", weights=weights, activations="e5m2", multiplier=multiplier)
     made = {f: quantized(f, "odd", recipe, steps=STEPS, calibration=8) for f in ("Hybrid", "Mamba")}
     assert any(n.op == "join_limbs" for n in made["Hybrid"].program.nodes)
     assert any(s.name.endswith(".ring.high") for s in made["Mamba"].program.states) == (weights == "e5m2")

@@ -56,6 +56,7 @@ def csim(artifact: Artifact) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command[1], shell=True, cwd=artifact.folder, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_traces_of_every_op_equal_the_reference_and_the_testbench_passes(tmp_path: Path) -> None:
     program = every_case()
     artifact = built(program, tmp_path / "package")

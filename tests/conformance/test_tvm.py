@@ -149,7 +149,8 @@ def test_scratch_that_is_too_large_for_its_memory(limit: str, monkeypatch: pytes
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="not run: names of x86 CPUs")
-@pytest.mark.parametrize("arch", [pytest.param("x86-64", marks=pytest.mark.slow), "x86-64-v3"])
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["x86-64", "x86-64-v3"])
 def test_other_cpus_give_the_same_integers(arch: str) -> None:
     program = every_case()
     assert_exact(program, list(golden(program)), arch)

@@ -17,7 +17,7 @@ from isobit.quant.formats import FORMATS
 from isobit.quant.formats.format import Format
 from isobit.quant.formats.multiplier import EXACT, OFFSETS, code_params, codes_of, gain, paper_offset
 from isobit.quant.interpret import interpret
-from isobit.quant.ops.l_mul import l_product, minifloat_code
+from isobit.quant.ops.l_mul import high_code, l_product, low_code, minifloat_code
 from isobit.quant.program import Array, Arrays, Program
 from isobit.quant.quantize import Quantized, program_inputs, quantize
 from isobit.quant.recipe import RECIPES, Recipe, with_layers
@@ -214,11 +214,41 @@ def test_single_layers_may_multiply_exactly() -> None:
     assert {(n.loc, n.op) for n in made.nodes if n.op.endswith("matmul")} == {("0", "l_matmul"), ("1", "matmul")}
 
 
-def test_sums_that_leave_an_accumulator_are_refused() -> None:
-    with pytest.raises(
-        InputError, match=r"linear.*sums of L-Mul products take 7\d bits.*choose minifloats of a narrower"
-    ):
-        layer("l-mul", "e5m2")
+def number_of(code: int, mantissa: int) -> int:
+    """In units of the smallest one, what a code without a sign stands for."""
+    exponent, field = code >> mantissa, code & ((1 << mantissa) - 1)
+    return field if exponent == 0 else (1 << mantissa | field) << (exponent - 1)
+
+
+def test_a_code_is_its_limbs() -> None:
+    """Of every code of E5M2, at every cut: one limb is 0, the other stands for the number, and both are short."""
+    for h, code in product(range(1, 31), range(-127, 128)):
+        high, low = (limb(code, h=h, mantissa=2) for limb in (high_code, low_code))
+        assert 0 in (high, low)
+        assert number_of(abs(high), 2) * 2**h + number_of(abs(low), 2) == number_of(abs(code), 2)
+        assert all(limb == 0 or (limb < 0) is (code < 0) for limb in (high, low))
+        assert abs(high) <= 127 - 4 * h
+        assert abs(low) < 4 * (h + 1)
+
+
+@pytest.mark.parametrize("multiplier", OFFSETS)
+def test_a_sum_that_leaves_64_bits_is_two(multiplier: str) -> None:
+    """Of E5M2, in whole numbers: the sum of the formula and the bias, rounded once."""
+    q, _, x = layer(multiplier, "e5m2")
+    p, taps, f = q.program, Arrays(), FORMATS["e5m2"]
+    interpret(p, program_inputs(p, 1e4 * x[:1, :3]), taps=taps)
+    node = {n.op: n for n in p.nodes}
+    own, codes = node["join_limbs"].param, taps[node["minifloat_code"].output][0].tolist()
+    matmul = next(n for n in p.nodes if n.op == "l_matmul")
+    weight, bias = p.constant[matmul.inputs[1]].array.tolist(), p.constant[matmul.inputs[2]].array.tolist()
+    drop, offset = own["h"] + own["s"], OFFSETS[multiplier](2)
+    for step, row in product(range(3), range(24)):
+        terms = [l_product(a, b, mantissa=2, offset=offset) for a, b in zip(codes[step], weight[row], strict=True)]
+        total = sum(terms) + (bias[row] << own["h"])
+        got = taps[node["join_limbs"].output][0, step, row]
+        assert got == (total + (1 << (drop - 1))) >> drop
+    assert f.bits == 8
+    assert {n.op for n in p.nodes} >= {"high_code", "low_code"}
 
 
 @pytest.mark.parametrize(
