@@ -153,7 +153,9 @@ class Recipe:
 
 
 def _is_operand(format: Format | Blocks) -> bool:
-    return format.rule in RULES if isinstance(format, Blocks) else format.mantissa is not None
+    if isinstance(format, Blocks):
+        return format.rule in RULES
+    return format.mantissa is not None and not format.shared
 
 
 RECIPES = {

@@ -21,8 +21,9 @@ STORED = Path(__file__).with_name("formats.json")
 """The Table that `make status` measured last."""
 
 WEIGHTS = (
-    "int8", "int6", "int4", "int4-g32", "int4-g16", "int3-g16", "int2-g32", "ternary", "binary", "pot4", "csd8k2",
-    "e4m3", "e5m2", "e3m2", "e2m3", "e2m1", "mxfp8", "mxfp6", "mxfp4", "mxfp4-rceil", "mxint8",
+    "int8", "int8-tensor", "int6", "int4", "int4-g32", "int4-g16", "int3-g16", "int2-g32", "ternary", "ternary-tensor",
+    "binary", "pot4", "csd8k2", "e4m3", "e5m2", "e3m2", "e2m3", "e2m1", "mxfp8", "mxfp6", "mxfp4", "mxfp4-rceil",
+    "mxint8",
 )  # fmt: skip
 """With 8-bit activations."""
 
@@ -46,6 +47,7 @@ EIGHT = ("int8", "e4m3", "e5m2", "mxfp8", "mxint8")
 SIX = ("e3m2", "e2m3", "mxfp6")
 
 BARS: Mapping[str, float] = {
+    "int8-tensor x int8": 1.0,
     **{f"{w} x {a}": 1.0 for w in EIGHT for a in ("int8", w)},
     **{f"{w} x {a}": 1.5 for w in SIX for a in ("int8", w)},
     "int4-g32 x int8": 2.5,

@@ -80,6 +80,6 @@ def formats_command(as_json: bool) -> None:
         return
     show.print_table("", list(rows[0]), [list(r.values()) for r in rows], right=("bits_per_weight",))
     print(
-        f"\nany of them in groups, FORMAT-g{'|'.join(map(str, GROUPS))}; other minifloats, e2m2, e3m3b5 (bias 5); "
-        f"other scales of MX, mxfp4-{'|'.join(RULES)}"
+        f"\nany of them in groups, FORMAT-g{'|'.join(map(str, GROUPS))}, or, but MX, with one scale, FORMAT-tensor; "
+        f"other minifloats, e2m2, e3m3b5 (bias 5); other scales of MX, mxfp4-{'|'.join(RULES)}"
     )

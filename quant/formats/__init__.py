@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import cache
 
@@ -42,6 +43,9 @@ MX: dict[str, Blocks] = {
 GROUPS = (16, 32, 64, 128)
 """Sizes of groups and blocks."""
 
+SCALES = re.compile(f"tensor|g({'|'.join(map(str, GROUPS))})")
+"""How many scales a weight has, where not one for each output."""
+
 MINIFLOAT = re.compile(r"e([1-7])m([0-6])(?:b(\d+))?")
 
 LARGEST_BIAS = 127
@@ -49,7 +53,8 @@ LARGEST_BIAS = 127
 
 @cache
 def format_named(name: str) -> Format | Blocks:
-    """An element, `int4`, `e3m2`, `e3m2b5` (with a bias); groups, `int4-g32`; MX, `mxfp4`, `mxfp4-g16`, `mxfp4-rceil`.
+    """An element, `int4`, `e3m2`, `e3m2b5` (with a bias), with one scale `int4-tensor`, in groups `int4-g32`; MX,
+    `mxfp4`, `mxfp4-g16`, `mxfp4-rceil`.
 
     Raises InputError that names the nearest one.
     """
@@ -58,15 +63,17 @@ def format_named(name: str) -> Format | Blocks:
     base, _, option = name.rpartition("-")
     if base in MX and option in RULES:
         return Blocks(name, MX[base].element, MX[base].size, option)
-    if base and (match := re.fullmatch(r"g(\d+)", option)) and int(match[1]) in GROUPS:
-        of, size = format_named(base), int(match[1])
+    of = format_named(base) if base and SCALES.fullmatch(option) else None
+    if isinstance(of, Format) and not of.shared and option == "tensor":
+        return replace(of, name=name, what=f"{of.what}; one scale", shared=True)
+    if of and option != "tensor" and not (isinstance(of, Format) and of.shared):
         element, rule = (of, INTEGER) if isinstance(of, Format) else (of.element, of.rule)
-        return Blocks(name, element, size, rule)
+        return Blocks(name, element, int(option[1:]), rule)
     if name in FORMATS:
         return FORMATS[name]
     if match := MINIFLOAT.fullmatch(name):
         exponent, mantissa, bias = int(match[1]), int(match[2]), None if match[3] is None else int(match[3])
         if exponent + mantissa < 8 and (bias or 0) <= LARGEST_BIAS:
             return minifloat(exponent, mantissa, bias, name=name)
-    near = get_close_matches(name, [*FORMATS, *MX], 1) or ["int8"]
+    near = get_close_matches(base or name, [*FORMATS, *MX], 1) or ["int8"]
     raise InputError(f"there is no format '{name}', the nearest is '{near[0]}'; `isobit formats` lists them")

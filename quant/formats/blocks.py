@@ -138,12 +138,17 @@ def quantized_rows(
     rows: Floats, format: Format | Blocks, least: Floats | float = 0.0, size: int = 0,
     importance: Floats | float = 1.0,
 ) -> Rows:  # fmt: skip
-    """Every row with a scale of its own, in blocks of `size` columns, all of them where 0.
+    """Every row with a scale of its own, or all with one, in blocks of `size` columns, all of them where 0.
 
     least: (R,), steps are at least these.  importance: (R, n), what the squared error of each element counts where
     scales are chosen by it.
     """
     element, rule = (format, "") if isinstance(format, Format) else (format.element, format.rule)
+    if element.shared and len(rows) > 1:
+        of_all = np.broadcast_to(importance, rows.shape).reshape(1, -1)
+        q = quantized_rows(rows.reshape(1, -1), format, np.max(least), importance=of_all)
+        ones = np.ones((len(rows), 1), np.int64)
+        return Rows(q.codes.reshape(len(rows), 1, -1), ones, np.repeat(q.steps, len(rows)))
     size = size or rows.shape[1]
     count = -(-rows.shape[1] // size)
     blocks, counts = (

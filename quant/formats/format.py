@@ -27,7 +27,8 @@ class Format:
     """Numbers k * 2^-point, and -k * 2^-point, for k in `magnitudes`: integers in ascending order, from 0 on; or 1.
 
     mantissa: of a minifloat, its bits: k has at most one more that are significant; of powers of two, 0.
-    digits: whether they are the sums of two signed powers of two.
+    digits: whether they are the sums of two signed powers of two.  shared: whether all outputs of a weight share one
+    scale.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Format:
     point: int = 0
     mantissa: int | None = None
     digits: bool = False
+    shared: bool = False
 
     @property
     def bits(self) -> int:

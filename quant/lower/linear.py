@@ -72,7 +72,8 @@ def _products(
     q = quantized_rows(rows, chosen, least_steps(starts, x, chosen), importance=importance(weight, rows, moments))
     element = element_of(chosen)
     kernel = weight_constant(low, n, x, q.codes.reshape(weight.shape), element)
-    start = Start(corrected(bias, weight, q, moments), term_unit(x) * q.steps)
+    units = term_unit(x) * (q.steps.max() if element.shared else q.steps)
+    start = Start(corrected(bias, weight, q, moments), np.asarray(units))
     _sums(low, n, op, index, x, kernel, largest_sums(x, q.codes, element), start, channels, state, params)
 
 

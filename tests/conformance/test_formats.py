@@ -36,7 +36,7 @@ STEPS, LAYER_STEPS = 64, 4
 
 FLOORS = {
     "int2": 14, "int2-g16": 13, "int3": 19, "int4": 27, "int4-g16": 27, "int6": 40, "int8-g16": 52, "int12": 64,
-    "int16": 63, "binary": 12, "binary-g16": 12, "ternary": 14,
+    "int16": 63, "int8-tensor": 50, "binary": 12, "binary-g16": 12, "ternary": 14, "ternary-tensor": 13,
     "ternary-g16": 13, "pot3": 18, "pot4": 18, "pot5": 18, "csd8k2": 33, "e4m3": 36,
     "e4m3full": 36, "e5m2": 29, "e3m4": 42, "e3m2": 29, "e2m3": 36, "e2m1": 23, "e2m2b3": 29, "mxfp8": 34,
     "mxfp8-g16": 33, "mxfp8-e5m2": 30, "mxfp6": 34, "mxfp6-e3m2": 30, "mxfp4": 23, "mxfp4-g16": 23, "mxfp4-rceil":

@@ -136,15 +136,15 @@ def test_quantize_with_states_of_other_widths(digits: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", [pytest.param(t, marks=pytest.mark.needs(*NEEDS.get(t, ()))) for t in TARGETS])
-def test_build_twice_gives_the_same_bytes(name: str, digits: Path, tmp_path: Path) -> None:
+def test_build_twice_gives_the_same_bytes(name: str, block: Path, tmp_path: Path) -> None:
     if name == "interpret":
-        refused = isobit("build", digits / "digits.onnx", "--target", name, "-o", tmp_path / "a")
+        refused = isobit("build", block, "--target", name, "-o", tmp_path / "a")
         assert refused.code == 2
         assert "no files to build" in refused.err
         return
     made = []
     for seed in "12":
-        arguments = ("build", digits / "digits.onnx", "--target", name, "-o", f"deep/{seed}", "--json")
+        arguments = ("build", block, "--target", name, "-o", f"deep/{seed}", "--json")
         listed = succeeded(installed(*arguments, cwd=tmp_path, PYTHONHASHSEED=seed)).json["files"]
         files = {str(p.relative_to(tmp_path / "deep" / seed)): p for p in (tmp_path / "deep" / seed).rglob("*.*")}
         assert listed == {n: p.stat().st_size for n, p in files.items()}

@@ -23,6 +23,8 @@ from isobit.quant.formats.blocks import RULES, SCALE_BITS, WINDOW, Blocks, expon
 from isobit.quant.formats.format import WINDOW as WIDEST_MINIFLOAT
 from isobit.quant.formats.format import Format, minifloat
 from isobit.quant.ops.minifloat import to_minifloat
+from isobit.quant.quantize import quantize
+from isobit.quant.recipe import Recipe
 
 OCP = {"e4m3": "float8_e4m3fn", "e5m2": "float8_e5m2", "e3m4": "float8_e3m4", "e3m2": "float6_e3m2fn",
        "e2m3": "float6_e2m3fn", "e2m1": "float4_e2m1fn"}  # fmt: skip
@@ -209,6 +211,19 @@ def test_rows_are_close_and_their_scales_are_multiples(name: str) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["int8", "ternary", "e3m2", "pot4"])
+def test_one_scale_is_that_of_all_rows_as_one(name: str) -> None:
+    """And the accumulator has one scale: what follows is one multiplier, none per channel."""
+    rows = np.random.default_rng(0).normal(size=(5, 70)) * np.exp2(np.arange(-2.0, 3))[:, None]
+    q, one = quantized_rows(rows, format_named(f"{name}-tensor")), quantized_rows(rows.reshape(1, -1), FORMATS[name])
+    np.testing.assert_array_equal(q.real, one.real.reshape(rows.shape))
+    assert set(q.steps) == set(one.steps)
+    module = torch.nn.Linear(70, 5)
+    for weights, count in ((name, 1), (f"{name}-tensor", 0)):
+        p = quantize(module, rows[None], Recipe("r", weights=weights), name="linear").program
+        assert [n.op for n in p.nodes].count("requantize_per_channel") == count
+
+
 def test_binary_weights_are_signs_times_the_mean_magnitude() -> None:
     """Of a row, or of a block; a row of zeros is next to nothing, and zeros are ones of it."""
     f = FORMATS["binary"]
@@ -245,7 +260,16 @@ def test_steps_are_at_least_what_a_bias_asks_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "near"), [("int17", "int"), ("mxfp5", "mxfp"), ("e4m4", "e"), ("int4-g33", "int4"), ("int4-floor", "int")]
+    ("name", "near"),
+    [
+        ("int17", "int"),
+        ("mxfp5", "mxfp"),
+        ("e4m4", "e"),
+        ("int4-g33", "int4"),
+        ("int4-floor", "int"),
+        ("mxfp4-tensor", "mx"),
+        ("int8-tensor-g32", "int8"),
+    ],
 )
 def test_unknown_formats_name_the_nearest(name: str, near: str) -> None:
     with pytest.raises(InputError, match=f"there is no format '{name}', the nearest is '{near}"):
