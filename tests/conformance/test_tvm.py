@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from isobit.export.tvm import build, expression, function, parameters, vnni
+from isobit.export.tvm import build, expression, function, parameters, products
 from isobit.quant.check import check
 from isobit.quant.errors import InputError
 from isobit.quant.expr.symbols import Traced
-from isobit.quant.formats import FORMATS
+from isobit.quant.formats import FORMATS, GROUPS
 from isobit.quant.interpret import interpret
 from isobit.quant.ops import OPS, Case
-from isobit.quant.program import Arrays, IntType, Program, constant
+from isobit.quant.program import Array, Arrays, Input, IntType, Node, Program, TensorType, constant
+from isobit.quant.storage import Storage
 from isobit.quant.vectors import Vectors, case_program, golden, join
 from isobit.targets.gpu.driver import Device
 from isobit.targets.gpu.target import runs_on
@@ -167,19 +168,77 @@ def matrix_products() -> Program:
     return join("products", [*programs, replace(last, constants=(weight, start))])
 
 
+def stored_as_vectors() -> list[Storage]:
+    """Those whose numbers are bytes or two limbs."""
+
+    def looked_up(s: Storage) -> bool:
+        return s.is_coded and s.bits <= products.MOST_LOOKED_UP and s.decoder.range in products.TWO_LIMBS
+
+    return [
+        s for s, elem in ELEMENTS.items() if s.signed and s.bits <= 8 and (looked_up(s) or elem.range in products.INT8)
+    ]
+
+
 def packed_products() -> Program:
-    """Every packed storage whose numbers are bytes or two limbs, with all of its numbers, times 8 and 16 bits."""
+    """Every packed storage with all of its numbers, times 8 and 16 bits."""
     programs = []
-    for s, elem in ELEMENTS.items():
-        looked_up = s.is_coded and s.bits <= vnni.MOST_LOOKED_UP and s.decoder.range in vnni.TWO_LIMBS
-        if not (s.signed and s.bits <= 8 and (looked_up or elem.range in vnni.INT8)):
-            continue
+    for s in stored_as_vectors():
+        elem = ELEMENTS[s]
         for bits in (8, 16):
             case = Case("", "tk,nk,n->tn", {"n": 19, "k": 37}, (f"i{bits}", "=i8", "=i20"), {"acc": 32})
             made = case_program("matmul", case, f"{s.name}.{bits}")
             weight = constant(f"{s.name}.{bits}.x1", np.resize(numbers(s), (19, 37)), elem, mantissa=s.mantissa)
             programs.append(replace(made, constants=(weight, made.constants[1])))
     return join("packed", programs)
+
+
+def in_blocks(
+    name: str, weight: Array, elem: IntType, factors: Array, start: Array, bits: int = 8, acc: int = 32,
+    mantissa: int | None = None,
+) -> Program:  # fmt: skip
+    """Operands of `bits` bits by weights (N, A, C): the sum of every block times its factor, (N, A), and a start."""
+    values = [f"{name}.{k}" for k in ("x", "weight", "factors", "start")]
+    x = Input(values[0], TensorType(("T", *weight.shape[1:]), IntType(bits)))
+    held = (
+        constant(values[1], weight, elem, mantissa=mantissa),
+        constant(values[2], factors, IntType(max(int(factors.max()).bit_length(), 1), signed=False)),
+        constant(values[3], start, IntType(acc)),
+    )
+    sums = Node("dot", (("acc", 32),), (values[0], values[1]), f"{name}.sums", "tac,nac->tna", name)
+    total = Node("matmul", (("acc", acc),), (sums.output, *values[2:]), f"{name}.y", "tna,na,n->tn", name)
+    return Program(name, (x,), held, (), (sums, total), (total.output,))
+
+
+def blocked_products() -> Program:
+    """Every size of a group, with rows and blocks left over; every packed storage; sums that wrap, and of 64 bits."""
+    rng, programs = np.random.default_rng(0), list[Program]()
+    odd = (5, 20)
+    for size, rows, blocks in [*((g, r, b) for g in (*GROUPS, *odd) for r, b in ((16, 4), (150, 3)))]:
+        for elem in (IntType(3), IntType(4), IntType(8)):
+            weight = rng.integers(elem.range.lo, elem.range.hi, (rows, blocks, size), endpoint=True)
+            factors, start = rng.integers(0, 256, (rows, blocks)), rng.integers(-(1 << 20), 1 << 20, rows)
+            programs.append(in_blocks(f"g{size}.{rows}.i{elem.bits}", weight, elem, factors, start))
+    for s in stored_as_vectors():
+        for bits, acc in ((8, 32), (16, 64)):
+            weight = np.resize(numbers(s), (19, 5, 16))
+            factors, start = 1 << rng.integers(0, 9, (19, 5)), rng.integers(-(1 << 20), 1 << 20, 19)
+            name = f"{s.name}.{bits}"
+            programs.append(in_blocks(name, weight, ELEMENTS[s], factors, start, bits, acc, s.mantissa))
+    lowest, factors = np.full((16, 2, 32), -128), np.full((16, 2), 255)
+    for name, sign in (("wrapping.up", 1), ("wrapping.down", -1)):
+        reach = 2 * 32 * 255 * 128 * (128 if sign > 0 else 127)
+        start = np.full(16, sign * ((1 << 31) - 1 - reach))
+        programs.append(in_blocks(name, lowest, IntType(8), factors, start))
+    start = np.full(16, 1 << 60)
+    programs.append(in_blocks("wide", lowest, IntType(8), factors, -start, 16, 64))
+    programs.append(in_blocks("wide.factors", lowest, IntType(8), factors << 22, start, 16, 64))
+    return join("blocked", programs)
+
+
+def taken(program: Program) -> set[str]:
+    """The nodes of products by vector instructions."""
+    found = products.products(nest(program, inside=False)).values()
+    return {n for p in found for n in (p.node.output, *([p.sums.kernel.name] if p.sums else []))}
 
 
 LANES = {"znver5": 16, "cascadelake": 16, "alderlake": 8, "x86-64-v3": 0}
@@ -189,7 +248,7 @@ def test_lanes_of_cpus() -> None:
     assert {arch: build.dot_lanes(arch) for arch in LANES} == LANES
 
 
-@pytest.mark.parametrize("make", [matrix_products, packed_products])
+@pytest.mark.parametrize("make", [matrix_products, packed_products, blocked_products])
 @pytest.mark.parametrize(
     ("arch", "lanes"), [*LANES.items(), ("cascadelake", 8)], ids=[*LANES, "cascadelake by half vectors"]
 )
@@ -199,7 +258,7 @@ def test_matrix_products_by_vector_instructions(
     if platform.machine() != "x86_64" or build.missing_features(arch):
         pytest.skip(f"not run: this CPU cannot run code for {arch}")
     program = make()
-    assert all(vnni.product_of(k, nest(program)) for k in nest(program).kernels)
+    assert taken(program) == {n.output for n in program.nodes}
     monkeypatch.setattr(build, "dot_lanes", lambda cpu: lanes)
     assert_exact(program, list(golden(program)), arch)
 
@@ -210,7 +269,48 @@ def test_a_power_of_two_beyond_two_limbs_is_no_vector_product() -> None:
     made = case_program("matmul", case, "pot5")
     weight = constant("pot5.x1", np.full((19, 37), f.largest), f.elem, mantissa=f.mantissa)
     program = replace(made, constants=(weight, made.constants[1]))
-    assert [vnni.product_of(k, nest(program)) for k in nest(program).kernels] == [None]
+    assert taken(program) == set()
+    assert_exact(program, list(golden(program)))
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="not run: names of x86 CPUs")
+@pytest.mark.parametrize("arch", [arch for arch, lanes in LANES.items() if lanes])
+def test_the_taps_of_sums_in_blocks(arch: str, tmp_path: Path) -> None:
+    if build.missing_features(arch):
+        pytest.skip(f"not run: this CPU cannot run code for {arch}")
+    program = blocked_products()
+    v = next(v for v in golden(program) if v.name == "random")
+    expected: Arrays = {}
+    interpret(program, v.inputs, v.start, expected)
+    got = (
+        target("cpu")
+        .start(built("cpu", program, tmp_path / "package", arch), tmp_path, traced=True)
+        .trace(v.inputs, v.start)
+    )
+    assert [k for k, e in expected.items() if not np.array_equal(e, got[k])] == []
+
+
+def not_only_products() -> list[Program]:
+    """Sums of blocks that something else reads, or that are an output; blocks whose sums, of x + 2^15, take more than
+    32 bits, where the total takes 64."""
+    rng = np.random.default_rng(0)
+    weight, factors = rng.integers(-8, 8, (19, 3, 16)), rng.integers(0, 256, (19, 3))
+    made = in_blocks("read", weight, IntType(4), factors, np.zeros(19, np.int64))
+    again = Node("add", (), ("read.sums", "read.sums"), "read.twice", "tna,tna->tna", "read")
+    large = in_blocks(
+        "large", np.full((16, 2, 320), -128), IntType(8), np.ones((16, 2), np.int64), np.zeros(16), 16, 64
+    )
+    return [
+        replace(made, nodes=(*made.nodes, again), outputs=("read.y", "read.twice")),
+        replace(made, outputs=("read.sums", "read.y")),
+        large,
+    ]
+
+
+@pytest.mark.parametrize("number", range(3), ids=["read twice", "an output", "too large"])
+def test_sums_in_blocks_that_stay_in_plain_loops(number: int) -> None:
+    program = not_only_products()[number]
+    assert taken(program) == set()
     assert_exact(program, list(golden(program)))
 
 
