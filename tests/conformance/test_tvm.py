@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -209,15 +210,20 @@ def in_blocks(
     return Program(name, (x,), held, (), (sums, total), (total.output,))
 
 
-def blocked_products() -> Program:
-    """Every size of a group, with rows and blocks left over; every packed storage; sums that wrap, and of 64 bits."""
+def groups_of_integers(sizes: Iterable[int]) -> list[Program]:
+    """Rows and blocks that fill vectors of 4 bits, and that leave some of 1 and 2 bits over."""
     rng, programs = np.random.default_rng(0), list[Program]()
-    odd = (5, 20)
-    for size, rows, blocks in [*((g, r, b) for g in (*GROUPS, *odd) for r, b in ((16, 4), (150, 3)))]:
-        for elem in (IntType(3), IntType(4), IntType(8)):
-            weight = rng.integers(elem.range.lo, elem.range.hi, (rows, blocks, size), endpoint=True)
-            factors, start = rng.integers(0, 256, (rows, blocks)), rng.integers(-(1 << 20), 1 << 20, rows)
-            programs.append(in_blocks(f"g{size}.{rows}.i{elem.bits}", weight, elem, factors, start))
+    for size, (rows, blocks, bits) in itertools.product(sizes, [(16, 4, 4), (150, 5, 3)]):
+        elem = IntType(bits)
+        weight = rng.integers(elem.range.lo, elem.range.hi, (rows, blocks, size), endpoint=True)
+        factors, start = rng.integers(0, 256, (rows, blocks)), rng.integers(-(1 << 20), 1 << 20, rows)
+        programs.append(in_blocks(f"g{size}.i{bits}", weight, elem, factors, start))
+    return programs
+
+
+def blocked_products() -> Program:
+    """Every size of a group, and odd ones; every packed storage; sums that wrap, and of 64 bits."""
+    rng, programs = np.random.default_rng(0), groups_of_integers((*GROUPS, 5, 20))
     for s in stored_as_vectors():
         for bits, acc in ((8, 32), (16, 64)):
             weight = np.resize(numbers(s), (19, 5, 16))
@@ -225,13 +231,15 @@ def blocked_products() -> Program:
             name = f"{s.name}.{bits}"
             programs.append(in_blocks(name, weight, ELEMENTS[s], factors, start, bits, acc, s.mantissa))
     lowest, factors = np.full((16, 2, 32), -128), np.full((16, 2), 255)
-    for name, sign in (("wrapping.up", 1), ("wrapping.down", -1)):
-        reach = 2 * 32 * 255 * 128 * (128 if sign > 0 else 127)
-        start = np.full(16, sign * ((1 << 31) - 1 - reach))
-        programs.append(in_blocks(name, lowest, IntType(8), factors, start))
-    start = np.full(16, 1 << 60)
-    programs.append(in_blocks("wide", lowest, IntType(8), factors, -start, 16, 64))
-    programs.append(in_blocks("wide.factors", lowest, IntType(8), factors << 22, start, 16, 64))
+    reach, limit = 2 * 32 * 255 * 128, (1 << 31) - 1
+    for name, start, factor, bits in (
+        ("wraps.up", limit - reach * 128, 1, 8),
+        ("wraps.down", reach * 127 - limit, 1, 8),
+        ("wide", -(1 << 60), 1, 16),
+        ("wide.factors", 1 << 60, 1 << 22, 16),
+    ):
+        acc = 4 * bits
+        programs.append(in_blocks(name, lowest, IntType(8), factors * factor, np.full(16, start), bits, acc))
     return join("blocked", programs)
 
 
@@ -273,20 +281,13 @@ def test_a_power_of_two_beyond_two_limbs_is_no_vector_product() -> None:
     assert_exact(program, list(golden(program)))
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="not run: names of x86 CPUs")
-@pytest.mark.parametrize("arch", [arch for arch, lanes in LANES.items() if lanes])
-def test_the_taps_of_sums_in_blocks(arch: str, tmp_path: Path) -> None:
-    if build.missing_features(arch):
-        pytest.skip(f"not run: this CPU cannot run code for {arch}")
-    program = blocked_products()
+def test_the_taps_of_sums_in_blocks(tmp_path: Path) -> None:
+    program = join("tapped", groups_of_integers([16, 64]))
     v = next(v for v in golden(program) if v.name == "random")
     expected: Arrays = {}
     interpret(program, v.inputs, v.start, expected)
-    got = (
-        target("cpu")
-        .start(built("cpu", program, tmp_path / "package", arch), tmp_path, traced=True)
-        .trace(v.inputs, v.start)
-    )
+    session = target("cpu").start(built("cpu", program, tmp_path / "package"), tmp_path, traced=True)
+    got = session.trace(v.inputs, v.start)
     assert [k for k, e in expected.items() if not np.array_equal(e, got[k])] == []
 
 
@@ -296,10 +297,10 @@ def not_only_products() -> list[Program]:
     rng = np.random.default_rng(0)
     weight, factors = rng.integers(-8, 8, (19, 3, 16)), rng.integers(0, 256, (19, 3))
     made = in_blocks("read", weight, IntType(4), factors, np.zeros(19, np.int64))
-    again = Node("add", (), ("read.sums", "read.sums"), "read.twice", "tna,tna->tna", "read")
-    large = in_blocks(
-        "large", np.full((16, 2, 320), -128), IntType(8), np.ones((16, 2), np.int64), np.zeros(16), 16, 64
-    )
+    same = (("hi", 1 << 20), ("lo", -(1 << 20)), ("ma", 1), ("mb", 1), ("s", 1))
+    again = Node("add", same, ("read.sums", "read.sums"), "read.twice", "tna,tna->tna", "read")
+    one, zero = np.ones((16, 2), np.int64), np.zeros(16, np.int64)
+    large = in_blocks("large", np.full((16, 2, 320), -128), IntType(8), one, zero, 16, 64)
     return [
         replace(made, nodes=(*made.nodes, again), outputs=("read.y", "read.twice")),
         replace(made, outputs=("read.sums", "read.y")),
