@@ -249,10 +249,10 @@ class _Printer:
         weight = self.constant(self.unique(f"{name}_packed"), products.packed(p, lanes))
         start = self.constant(self.unique(f"{name}_start"), products.folded_start(p, lanes))
         tables = self.constant(self.unique(f"{name}_numbers"), products.tables(p, lanes)) if p.lookups else None
-        factors = parts = None
         copy = _buffer(f"{name}_bytes", [imm(p.bytes * p.size)], "uint8")
         total = _buffer(f"{name}_total", list(start.shape), str(start.dtype))
         block.statements += [_on_stack(copy), _on_stack(total)]
+        factors = parts = None
         if p.sums:
             factors = self.constant(self.unique(f"{name}_multipliers"), products.multipliers(p, p.sums, lanes))
         if p.sums and self.traced:
@@ -275,8 +275,8 @@ class _Printer:
         lowered = self.constant(self.unique(f"{identifier(name)}_lowered"), p.lowered)
         row, of = tirx.Var(p.sums.row, "int32"), tirx.Var(p.sums.block, "int32")
         self.index |= {p.sums.row: row, p.sums.block: of}
-        found = load(parts, of, row)
-        self.locals[name] = tirx.Sub(tirx.Cast("int64", found), load(lowered, row, of))
+        found = tirx.Sub(tirx.Cast("int64", load(parts, of, row)), load(lowered, row, of))
+        self.locals[name] = tirx.Cast("int32", found)
         self.statements((p.sums.tap,), inner)
         block.statements.append(serial(row, p.rows, serial(of, p.blocks, inner.body())))
 

@@ -99,7 +99,7 @@ class _Strips:
         p, every = self.p, range(self.count)
         if self.totals is None:
             columns = tirx.Var("columns", "int32")
-            loop = serial(columns, p.quads // p.unrolled, self.products(columns, range(p.unrolled)))
+            loop = serial(columns, p.quads // p.unrolled, self.steps(columns, range(p.unrolled)))
             after = [self.write(self.held.total, self.row(j), self.summed(j)) for j in every]
             return sequence_of([tirx.AllocBuffer(self.sums), *self.started(self.held.start), loop, *after])
         before = [self.write(self.totals, imm(j * self.lanes), self.read(self.held.start, self.row(j))) for j in every]
@@ -115,9 +115,9 @@ class _Strips:
         if (groups := p.quads // p.unrolled) > 1:
             columns = tirx.Var("columns", "int32")
             group = tirx.Add(tirx.Mul(shared, imm(groups)), columns)
-            statements.append(serial(columns, groups, self.products(group, range(p.unrolled))))
+            statements.append(serial(columns, groups, self.steps(group, range(p.unrolled))))
         else:
-            statements.append(self.products(shared, range(i * p.quads, (i + 1) * p.quads)))
+            statements.append(self.steps(shared, range(i * p.quads, (i + 1) * p.quads)))
         block = tirx.Add(tirx.Mul(shared, imm(p.together)), imm(i))
         return statements + [s for j in range(self.count) for s in self.scaled(block, j)]
 
@@ -144,7 +144,7 @@ class _Strips:
                 stores.append(self.write(self.sums, self.place(j, i), begun))
         return stores
 
-    def products(self, group: Expr, quads: range) -> Stmt:
+    def steps(self, group: Expr, quads: range) -> Stmt:
         """What `quads` of the group of columns add to the sums."""
         p, lanes, steps = self.p, self.lanes, list[Stmt]()
         size, kind = QUAD * lanes, f"int32x{lanes}"
@@ -156,10 +156,8 @@ class _Strips:
                 four = tirx.reinterpret("int32", _vector(self.held.copy, at, QUAD))
                 bytes_of_x.append(tirx.reinterpret(f"int8x{size}", tirx.Broadcast(four, imm(lanes))))
             for j in range(self.count):
-                groups = imm(p.size // (QUAD * p.unrolled))
-                codes = _codes(
-                    p, size, self.held.weight, tirx.Add(tirx.Mul(tirx.Add(self.first, imm(j)), groups), group), u
-                )
+                strip, groups = tirx.Add(self.first, imm(j)), imm(p.size // (QUAD * p.unrolled))
+                codes = _codes(p, size, self.held.weight, tirx.Add(tirx.Mul(strip, groups), group), u)
                 limbs = [_integers(p, lanes, codes, self.held, i) for i in range(p.limbs)]
                 for i, (limb, byte) in enumerate(p.pairs):
                     now = self.read(self.sums, self.place(j, i))

@@ -221,6 +221,12 @@ def groups_of_integers(sizes: Iterable[int]) -> list[Program]:
     return programs
 
 
+def large_sums(factor: int) -> Program:
+    """Sums of blocks that fit 32 bits; those of x + 2^15 do not."""
+    weight, zero = np.full((16, 1, 320), -128), np.zeros(16, np.int64)
+    return in_blocks(f"large.{factor}", weight, IntType(8), np.full((16, 1), factor), zero, 16, 64)
+
+
 def blocked_products() -> Program:
     """Every size of a group, and odd ones; every packed storage; sums that wrap, and of 64 bits."""
     rng, programs = np.random.default_rng(0), groups_of_integers((*GROUPS, 5, 20))
@@ -230,6 +236,7 @@ def blocked_products() -> Program:
             factors, start = 1 << rng.integers(0, 9, (19, 5)), rng.integers(-(1 << 20), 1 << 20, 19)
             name = f"{s.name}.{bits}"
             programs.append(in_blocks(name, weight, ELEMENTS[s], factors, start, bits, acc, s.mantissa))
+    programs.append(large_sums(factor=1))
     lowest, factors = np.full((16, 2, 32), -128), np.full((16, 2), 255)
     reach, limit = 2 * 32 * 255 * 128, (1 << 31) - 1
     for name, start, factor, bits in (
@@ -282,29 +289,27 @@ def test_a_power_of_two_beyond_two_limbs_is_no_vector_product() -> None:
 
 
 def test_the_taps_of_sums_in_blocks(tmp_path: Path) -> None:
-    program = join("tapped", groups_of_integers([16, 64]))
-    v = next(v for v in golden(program) if v.name == "random")
-    expected: Arrays = {}
-    interpret(program, v.inputs, v.start, expected)
+    program = join("tapped", [*groups_of_integers([16, 64]), large_sums(factor=1)])
+    assert taken(program) == {n.output for n in program.nodes}
     session = target("cpu").start(built("cpu", program, tmp_path / "package"), tmp_path, traced=True)
-    got = session.trace(v.inputs, v.start)
-    assert [k for k, e in expected.items() if not np.array_equal(e, got[k])] == []
+    for v in golden(program):
+        expected: Arrays = {}
+        interpret(program, v.inputs, v.start, expected)
+        got = session.trace(v.inputs, v.start)
+        assert [k for k, e in expected.items() if not np.array_equal(e, got[k])] == []
 
 
 def not_only_products() -> list[Program]:
-    """Sums of blocks that something else reads, or that are an output; blocks whose sums, of x + 2^15, take more than
-    32 bits, where the total takes 64."""
+    """Sums of blocks that something else reads, or that are an output; large ones, where the total takes 64 bits."""
     rng = np.random.default_rng(0)
     weight, factors = rng.integers(-8, 8, (19, 3, 16)), rng.integers(0, 256, (19, 3))
     made = in_blocks("read", weight, IntType(4), factors, np.zeros(19, np.int64))
     same = (("hi", 1 << 20), ("lo", -(1 << 20)), ("ma", 1), ("mb", 1), ("s", 1))
     again = Node("add", same, ("read.sums", "read.sums"), "read.twice", "tna,tna->tna", "read")
-    one, zero = np.ones((16, 2), np.int64), np.zeros(16, np.int64)
-    large = in_blocks("large", np.full((16, 2, 320), -128), IntType(8), one, zero, 16, 64)
     return [
         replace(made, nodes=(*made.nodes, again), outputs=("read.y", "read.twice")),
         replace(made, outputs=("read.sums", "read.y")),
-        large,
+        large_sums(factor=255),
     ]
 
 
