@@ -239,14 +239,14 @@ def blocked_products() -> Program:
     programs.append(large_sums(factor=1))
     lowest, factors = np.full((16, 2, 32), -128), np.full((16, 2), 255)
     reach, limit = 2 * 32 * 255 * 128, (1 << 31) - 1
-    for name, start, factor, bits in (
+    for name, first, factor, bits in (
         ("wraps.up", limit - reach * 128, 1, 8),
         ("wraps.down", reach * 127 - limit, 1, 8),
         ("wide", -(1 << 60), 1, 16),
         ("wide.factors", 1 << 60, 1 << 22, 16),
     ):
         acc = 4 * bits
-        programs.append(in_blocks(name, lowest, IntType(8), factors * factor, np.full(16, start), bits, acc))
+        programs.append(in_blocks(name, lowest, IntType(8), factors * factor, np.full(16, first), bits, acc))
     return join("blocked", programs)
 
 
