@@ -62,6 +62,15 @@ def store(buffer: Buffer, value: Expr, *indices: Expr) -> Stmt:
     return tirx.BufferStore(buffer, value, [imm(i) if isinstance(i, int) else i for i in indices])
 
 
+def sequence_of(statements: list[Stmt]) -> Stmt:
+    return statements[0] if len(statements) == 1 else tirx.SeqStmt(statements)
+
+
+def serial(index: Expr, extent: int, body: Stmt) -> Stmt:
+    """for index in 0..extent-1."""
+    return tirx.For(index, imm(0), imm(extent), tirx.ForKind.SERIAL, body)
+
+
 @dataclass
 class Block:
     """Statements in order.  table: the constant buffer that holds a definition's table, given its values and name.
@@ -84,7 +93,7 @@ class Block:
         return buffer
 
     def body(self) -> Stmt:
-        return self.statements[0] if len(self.statements) == 1 else tirx.SeqStmt(self.statements)
+        return sequence_of(self.statements)
 
 
 def expression(traced: Traced, operands: list[Expr], block: Block) -> Expr:

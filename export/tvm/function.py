@@ -18,8 +18,21 @@ import numpy.typing as npt
 from tvm import tirx
 from tvm.ir import Call, PointerType, PrimType, Range, StringImm
 
-from isobit.export.tvm import vnni
-from isobit.export.tvm.expression import Block, Buffer, Expr, Stmt, cast, dtype_of, expression, imm, load, store
+from isobit.export.tvm import products, vnni
+from isobit.export.tvm.expression import (
+    Block,
+    Buffer,
+    Expr,
+    Stmt,
+    cast,
+    dtype_of,
+    expression,
+    imm,
+    load,
+    sequence_of,
+    serial,
+    store,
+)
 from isobit.export.tvm.parameters import Parameter, Role
 from isobit.quant.expr.interval import Interval
 from isobit.quant.ops.moves import Affine
@@ -105,6 +118,9 @@ def _elements(body: tuple[Statement, ...]) -> int:
 class _Printer:
     def __init__(self, nest: Nest, traced: bool, threads: int | None, dot_lanes: int) -> None:
         self.nest, self.traced, self.threads, self.dot_lanes = nest, traced, threads, dot_lanes
+        self.products = products.products(nest) if dot_lanes else {}
+        self.inside = {p.sums.kernel.name for p in self.products.values() if p.sums}
+        self.scratch = [v for v in nest.scratch if v not in self.inside]
         self.scope = "local" if threads else ""
         self.batch, self.time = tirx.Var("b", "int32"), tirx.Var("t", "int32")
         self.sizes = {p.value: tirx.Var(p.name, "int32") for p in EXTENTS}
@@ -126,19 +142,19 @@ class _Printer:
         parameters = self.parameters(workspace)
         arguments = [self.argument(p) for p in parameters]
         setup = [self.allocation(v) for v in on_chip]
-        kernels = [self.kernel(k) for k in self.nest.kernels]
+        kernels = [self.kernel(k) for k in self.nest.kernels if k.name not in self.inside]
         constants = [self.declaration(name) for name in self.constants]
-        steps = tirx.For(self.time, imm(0), self.sizes["T"], tirx.ForKind.SERIAL, _sequence(kernels))
-        prim = tirx.PrimFunc(arguments, self.batched(_sequence([*constants, *setup, steps])))
+        steps = tirx.For(self.time, imm(0), self.sizes["T"], tirx.ForKind.SERIAL, sequence_of(kernels))
+        prim = tirx.PrimFunc(arguments, self.batched(sequence_of([*constants, *setup, steps])))
         prim = prim.with_attr("global_symbol", "sequence").with_attr("tirx.noalias", True)
         return Function(prim, parameters, self.constants)
 
     def placed_scratch(self) -> tuple[list[str], list[str]]:
         """Scratch values that the function allocates, and those that a GPU takes from its caller."""
         if not self.threads:
-            return list(self.nest.scratch), []
+            return self.scratch, []
         on_chip, workspace, used = list[str](), list[str](), 0
-        for v in self.nest.scratch:
+        for v in self.scratch:
             size = -(-self.nest.type(v).bytes // 16) * 16
             fits = used + size <= SHARED_BYTES
             used += size if fits else 0
@@ -181,7 +197,7 @@ class _Printer:
     @functools.cached_property
     def small(self) -> bool:
         """Whether a CPU keeps the scratch values on its stack."""
-        return not self.threads and sum(self.nest.type(v).bytes for v in self.nest.scratch) <= STACK_BYTES
+        return not self.threads and sum(self.nest.type(v).bytes for v in self.scratch) <= STACK_BYTES
 
     def constant(self, name: str, array: npt.NDArray[np.integer]) -> Buffer:
         """A buffer of constants, declared where all of them are; `name` is unique among them."""
@@ -217,30 +233,52 @@ class _Printer:
     def kernel(self, kernel: Kernel) -> Stmt:
         if not self.threads:
             block = self.block()
-            if self.dot_lanes and (product := vnni.product_of(kernel, self.nest)):
+            if product := self.products.get(kernel.name):
                 self.vector_product(product, block)
             else:
                 self.statements(kernel.body, block)
             return block.body()
         barrier = tirx.Evaluate(Call("tirx.tvm_storage_sync", [StringImm("shared")], ret_ty="int32"))
-        return _sequence([s for p in _passes(kernel) for s in (self.lanes(p, self.threads), barrier)])
+        return sequence_of([s for p in _passes(kernel) for s in (self.lanes(p, self.threads), barrier)])
 
-    def vector_product(self, p: vnni.Product, block: Block) -> None:
+    def vector_product(self, p: products.Product, block: Block) -> None:
         """The sums of all rows, then the rest of the kernel in a loop of its own."""
         name, lanes = identifier(p.node.output), self.dot_lanes
-        column = self.index[p.column] = tirx.Var(p.column, "int32")
-        weight = self.constant(self.unique(f"{name}_packed"), vnni.packed(p, lanes))
-        start = self.constant(self.unique(f"{name}_start"), vnni.folded_start(p, lanes))
-        tables = self.constant(self.unique(f"{name}_numbers"), vnni.tables(p, lanes)) if p.lookups else None
-        copy = _buffer(f"{name}_bytes", [imm(p.bytes * p.quads * vnni.QUAD)], "uint8")
-        total = _buffer(f"{name}_total", list(start.shape), "int32")
+        at = [tirx.Var(str(k), "int32") for k in p.x.indices]
+        self.index |= dict(zip(map(str, p.x.indices), at, strict=True))
+        weight = self.constant(self.unique(f"{name}_packed"), products.packed(p, lanes))
+        start = self.constant(self.unique(f"{name}_start"), products.folded_start(p, lanes))
+        tables = self.constant(self.unique(f"{name}_numbers"), products.tables(p, lanes)) if p.lookups else None
+        copy = _buffer(f"{name}_bytes", [imm(p.bytes * p.size)], "uint8")
+        total = _buffer(f"{name}_total", list(start.shape), str(start.dtype))
         block.statements += [_on_stack(copy), _on_stack(total)]
-        block.statements += vnni.unsigned_copy(p, self.element(p.x, block), column, copy)
-        block.statements += vnni.dot_products(p, lanes, vnni.Buffers(copy, weight, tables, start, total))
+        factors = parts = None
+        if p.sums:
+            factors = self.constant(self.unique(f"{name}_multipliers"), products.multipliers(p, p.sums, lanes))
+        if p.sums and self.traced:
+            parts = _buffer(f"{name}_parts", [imm(p.filled), *start.shape], "int32")
+            block.statements.append(tirx.AllocBuffer(parts))
+        block.statements += vnni.unsigned_copy(p, self.element(p.x, block), at, copy)
+        held = vnni.Buffers(copy, weight, tables, start, total, factors, parts)
+        block.statements += vnni.dot_products(p, lanes, held)
+        if parts is not None:
+            self.reported_sums(p, parts, block)
         row, rest = tirx.Var(p.row, "int32"), block.child()
         self.index[p.row], self.locals[p.node.output] = row, load(total, row)
         self.statements(p.rest, rest)
-        block.statements.append(tirx.For(row, imm(0), imm(p.rows), tirx.ForKind.SERIAL, rest.body()))
+        block.statements.append(serial(row, p.rows, rest.body()))
+
+    def reported_sums(self, p: products.Product, parts: Buffer, block: Block) -> None:
+        """The tap of the sums of blocks, in a traced build."""
+        assert p.sums
+        name, inner = p.sums.kernel.name, block.child()
+        lowered = self.constant(self.unique(f"{identifier(name)}_lowered"), p.lowered)
+        row, of = tirx.Var(p.sums.row, "int32"), tirx.Var(p.sums.block, "int32")
+        self.index |= {p.sums.row: row, p.sums.block: of}
+        found = tirx.Sub(tirx.Cast("int64", load(parts, of, row)), load(lowered, row, of))
+        self.locals[name] = tirx.Cast("int32", found)
+        self.statements((p.sums.tap,), inner)
+        block.statements.append(serial(row, p.rows, serial(of, p.blocks, inner.body())))
 
     def lanes(self, body: tuple[Statement, ...], threads: int) -> Stmt:
         """A pass with its independent elements dealt to the threads of a block in turn."""
@@ -261,7 +299,7 @@ class _Printer:
             block.statements.append(tirx.IfThenElse(tirx.LT(lane, imm(count)), guarded.body(), None))
         if count <= threads:
             return block.body()
-        return tirx.For(turn, imm(0), imm(-(-count // threads)), tirx.ForKind.SERIAL, block.body())
+        return serial(turn, -(-count // threads), block.body())
 
     def block(self) -> Block:
         return Block(self.table, self.scope)
@@ -296,7 +334,7 @@ class _Printer:
         variable, body = tirx.Var(s.index, "int32"), block.child()
         self.index[s.index] = variable
         self.statements(s.body, body)
-        block.statements.append(tirx.For(variable, imm(0), imm(s.extent), tirx.ForKind.SERIAL, body.body()))
+        block.statements.append(serial(variable, s.extent, body.body()))
 
     def accumulate(self, s: Accumulate, block: Block) -> None:
         """The result fits the accumulator; a term alone may be wider, where the start outweighs it."""
@@ -358,10 +396,6 @@ class _Printer:
                 return self.index[i]
             case _:
                 return cast(self.operand(i, block), "int32")
-
-
-def _sequence(statements: list[Stmt]) -> Stmt:
-    return statements[0] if len(statements) == 1 else tirx.SeqStmt(statements)
 
 
 def _on_stack(buffer: Buffer) -> Stmt:

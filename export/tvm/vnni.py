@@ -1,10 +1,8 @@
-"""Matrix products of 8-bit operands by `vpdpbusd`: 4 products per lane and instruction (AVX512-VNNI, AVX-VNNI).
+"""Matrix products of bytes by `vpdpbusd`: 4 products per lane and instruction (AVX512-VNNI, AVX-VNNI).
 
-The instruction multiplies unsigned by signed bytes, so x enters as x + 128 and the sum starts 128 * sum(w) lower.
-Of 16 bits, x is two bytes, 256 * high + low; a minifloat that no byte holds is two limbs, 128 * high + low; each pair
-has a sum of its own.
-Weights of fewer bits are stored as planes of 4, 2 and 1 bits, whose vectors hold as many quads as a byte has parts, and
-become bytes in registers; those whose codes take too many lookups are stored as the bytes that they are.
+The instruction multiplies unsigned by signed bytes: x enters as x + 128.
+Codes of few bits become bytes in registers.  The sums of a block's rows, and what they are multiplied by and added to,
+are vectors of one int32, or int64, for every row of a strip.
 Sums wrap at 32 bits on the way; the result is exact because `check` proves that it fits.
 """
 
@@ -12,249 +10,185 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 from tvm import tirx
 
-from isobit.export.tvm.expression import Buffer, Expr, Stmt, dtype_of, imm, load, store
-from isobit.quant.expr.interval import Interval
-from isobit.quant.ops.matmul import product
-from isobit.quant.program import Array, Node
-from isobit.quant.storage import Storage
-from isobit.targets.nest import Accumulate, Accumulator, Element, Kernel, Loop, Nest, Statement
+from isobit.export.tvm.expression import Buffer, Expr, Stmt, dtype_of, imm, load, sequence_of, serial, store
+from isobit.export.tvm.products import QUAD, Product
 
-INT8, INT16, INT32 = (Interval(-(1 << (bits - 1)), (1 << (bits - 1)) - 1) for bits in (8, 16, 32))
 DOT = {8: "llvm.x86.avx512.vpdpbusd.256", 16: "llvm.x86.avx512.vpdpbusd.512"}
 LOOKUP = {8: "llvm.x86.avx2.pshuf.b", 16: "llvm.x86.avx512.pshuf.b.512"}
 """By the number of int32 lanes."""
 
-QUAD = 4
 MOST_ACCUMULATORS = 8
-LIMB = 7
-"""Bits of the low limb of a weight that takes two."""
-
-TWO_LIMBS = Interval(-(127 << LIMB), 127 << LIMB)
-
-MOST_LOOKED_UP = 6
-"""Bits of the codes that are looked up: a table of 16 numbers serves four of them."""
-
-BYTES = Storage(8, signed=True)
-
-LEAST = 16
-"""Rows and columns below which plain loops are as fast."""
 
 
-@dataclass(frozen=True)
-class Product:
-    """A kernel `for n: y[n] = start[n] + sum(k: x[k] * weight[n, k]); then rest`, x and weight of 8 bits.
-
-    weight: (N, K), start: (N,), their values; storage: of the weight; bytes: of an element of x; row, column: the names
-    of n and k.
-    """
-
-    node: Node
-    x: Element
-    weight: Array
-    storage: Storage
-    bytes: int
-    start: Array
-    row: str
-    column: str
-    rest: tuple[Statement, ...]
-
-    @property
-    def rows(self) -> int:
-        return len(self.weight)
-
-    @property
-    def columns(self) -> int:
-        return int(self.weight.shape[1])
-
-    @property
-    def planes(self) -> list[tuple[int, int]]:
-        """Width and lowest bit of the parts in which codes are stored."""
-        bits = self.storage.bits
-        return [(w, bits & (w - 1)) for w in (8, 4, 2, 1) if bits & w]
-
-    @property
-    def unrolled(self) -> int:
-        """Quads of columns whose codes share vectors."""
-        return 8 // self.planes[-1][0]
-
-    @property
-    def quads(self) -> int:
-        """Of columns, with those that only fill the last vectors."""
-        return -(-self.columns // (QUAD * self.unrolled)) * self.unrolled
-
-    @property
-    def lookups(self) -> int:
-        """Tables of 16 numbers that give a code's integer, or one limb of it."""
-        return 1 << max(self.storage.bits - 4, 0) if self.storage.is_coded else 0
-
-    @property
-    def limbs(self) -> int:
-        """Bytes of a weight."""
-        return 1 if self.storage.decoder.range in INT8 else 2
-
-    @property
-    def pairs(self) -> list[tuple[int, int]]:
-        """Limb of the weight and byte of x, from the low ones on, of every sum."""
-        return [(i, j) for i in range(self.limbs) for j in range(self.bytes)]
-
-    def shift(self, pair: tuple[int, int]) -> int:
-        """What a sum counts, as a power of two."""
-        return LIMB * pair[0] + 8 * pair[1]
-
-
-def product_of(kernel: Kernel, nest: Nest) -> Product | None:
-    """The kernel as a product of constant weights, if it is one and large enough."""
-    node, constant = kernel.group.head, nest.program.constant
-    if node is None or node.spec.define is not product or node.state or len(kernel.body) != 1:
-        return None
-    match kernel.body[0]:
-        case Loop(n, _, False, (Accumulator(_, known, start), Loop(k, _, True, (Accumulate(_, term),)), *rest)):
-            pass
-        case _:
-            return None
-    x, w = term.operands
-    if not (isinstance(x, Element) and isinstance(w, Element) and isinstance(start, Element)):
-        return None
-    if (x.indices, w.indices, start.indices) != ((k,), (n, k), (n,)) or not {w.value, start.value} <= set(constant):
-        return None
-    weight, storage = constant[w.value].array, constant[w.value].storage
-    if storage.is_coded and storage.bits > MOST_LOOKED_UP and nest.range(w.value) in INT8:
-        storage = BYTES
-    looked_up = storage.is_coded and storage.bits <= MOST_LOOKED_UP and storage.decoder.range in TWO_LIMBS
-    if not (storage.signed and (storage.decoder.range in INT8 or looked_up)):
-        return None
-    if nest.range(x.value) not in INT16 or known not in INT32 or min(weight.shape) < LEAST:
-        return None
-    bytes_of_x = 1 if nest.range(x.value) in INT8 else 2
-    return Product(node, x, weight, storage, bytes_of_x, constant[start.value].array, n, k, tuple(rest))
-
-
-def packed(p: Product, lanes: int) -> npt.NDArray[np.uint8]:
-    """Codes in the order in which they are used, flat: blocks of `lanes` rows, groups of `unrolled` quads of columns,
-    planes, vectors of (rows in the block, 4)."""
-    codes = np.pad(p.storage.codes(p.weight), ((0, -p.rows % lanes), (0, p.quads * QUAD - p.columns)))
-    blocks = codes.reshape(-1, lanes, p.quads // p.unrolled, p.unrolled, QUAD).transpose(0, 2, 3, 1, 4)
-    vectors = []
-    for width, low in p.planes:
-        parts = 8 // width
-        plane = (blocks >> low & (1 << width) - 1).reshape(*blocks.shape[:2], p.unrolled // parts, parts, lanes * QUAD)
-        vectors.append((plane << (width * np.arange(parts))[:, None]).sum(-2))
-    return np.concatenate(vectors, axis=2).astype(np.uint8).reshape(-1)
-
-
-def tables(p: Product, lanes: int) -> npt.NDArray[np.int8]:
-    """For every limb, and every 16 codes, a vector that repeats their integers."""
-    numbers = p.storage.decoded(np.arange(16 * p.lookups) % (1 << p.storage.bits))
-    half = 1 << (LIMB - 1)
-    low = ((numbers + half) & (2 * half - 1)) - half
-    limbs = [numbers] if p.limbs == 1 else [low, (numbers - low) >> LIMB]
-    entries = np.stack(limbs).astype(np.int8).reshape(-1, 1, 16)
-    return np.tile(entries, (1, lanes * QUAD // 16, 1)).reshape(-1)
-
-
-def folded_start(p: Product, lanes: int) -> npt.NDArray[np.int32]:
-    """Where each accumulator starts, modulo 2^32, one for each row of `packed`."""
-    lowered = p.start - (128 << 8 * (p.bytes - 1)) * p.weight.sum(1)
-    return np.pad(lowered, (0, -p.rows % lanes)).astype(np.uint64).astype(np.uint32).view(np.int32)
-
-
-def unsigned_copy(p: Product, x: Expr, column: Expr, copy: Buffer) -> list[Stmt]:
+def unsigned_copy(p: Product, x: Expr, at: list[Expr], copy: Buffer) -> list[Stmt]:
     """The bytes of x, the highest plus 128, one row after the other, and 0 in the padding, whatever weights it meets.
 
-    `x` is the element at `column`.
+    `x` is the element at `at`: a column, or a block and a column of it.
     """
-    stores, size = list[Stmt](), p.quads * QUAD
+    block, width = (at[0] if p.sums else None), p.quads * QUAD
+
+    def stored(j: int, column: Expr, byte: Expr) -> Stmt:
+        place = tirx.Add(column, imm(j * p.size)) if j else column
+        return store(copy, byte, tirx.Add(place, tirx.Mul(block, imm(width))) if p.sums else place)
+
+    stores = list[Stmt]()
     for j in range(p.bytes):
         byte = tirx.Cast("uint8", tirx.shift_right(x, imm(8 * j, dtype_of(x))) if j else x)
         if j == p.bytes - 1:
             byte = tirx.bitwise_xor(byte, imm(128, "uint8"))
-        stores.append(store(copy, byte, tirx.Add(column, imm(j * size)) if j else column))
-    fill = tirx.For(
-        column, imm(0), imm(p.columns), tirx.ForKind.SERIAL, tirx.SeqStmt(stores) if p.bytes > 1 else stores[0]
-    )
-    padding = (j * size + k for j in range(p.bytes) for k in range(p.columns, size))
-    return [fill, *(store(copy, imm(0, "uint8"), k) for k in padding)]
+        stores.append(stored(j, at[-1], byte))
+    zero = imm(0, "uint8")
+    statements = [serial(at[-1], p.columns, sequence_of(stores))]
+    statements += [stored(j, imm(k), zero) for j in range(p.bytes) for k in range(p.columns, width)]
+    if p.sums:
+        statements = [serial(block, p.blocks, sequence_of(statements))]
+    behind = (j * p.size + k for j in range(p.bytes) for k in range(p.blocks * width, p.size))
+    return [*statements, *(store(copy, zero, imm(k)) for k in behind)]
 
 
 @dataclass(frozen=True)
 class Buffers:
-    """Bytes of x; codes as `packed` orders them; `tables` where there are any; what the sums start from; the sums."""
+    """Bytes of x; codes as `packed` orders them; `tables` where there are any; what the totals start from; the totals.
+
+    multipliers: as `multipliers` orders them, and parts: room for the sums of blocks, (blocks, rows), where wanted.
+    """
 
     copy: Buffer
     weight: Buffer
     tables: Buffer | None
     start: Buffer
     total: Buffer
+    multipliers: Buffer | None
+    parts: Buffer | None
 
 
 def dot_products(p: Product, lanes: int, held: Buffers) -> list[Stmt]:
-    """total[n] for every row of the weight: groups of accumulators that stay in registers."""
-    blocks, statements, first = -(-p.rows // lanes), list[Stmt](), 0
-    while first < blocks:
-        width = min(MOST_ACCUMULATORS // len(p.pairs), blocks - first)
-        repeats = (blocks - first) // width
+    """total[n] for every row of the weight: strips of `lanes` rows, several at a time, whose sums stay in registers."""
+    strips, statements, first = -(-p.rows // lanes), list[Stmt](), 0
+    while first < strips:
+        count = min(MOST_ACCUMULATORS // len(p.pairs), strips - first)
+        repeats = (strips - first) // count
         variable = tirx.Var("group", "int32")
-        block = tirx.Add(tirx.Mul(variable, imm(width)), imm(first))
-        body = _group(p, lanes, width, block, held)
-        statements.append(tirx.For(variable, imm(0), imm(repeats), tirx.ForKind.SERIAL, body))
-        first += repeats * width
+        sums = _registers(count * len(p.pairs) * lanes, "int32", "acc")
+        totals = _registers(count * lanes, str(held.total.dtype), "scaled") if p.sums else None
+        strip = tirx.Add(tirx.Mul(variable, imm(count)), imm(first))
+        body = _Strips(p, lanes, count, strip, held, sums, totals).body()
+        statements.append(serial(variable, repeats, body))
+        first += repeats * count
     return statements
 
 
-def _group(p: Product, lanes: int, width: int, first: Expr, held: Buffers) -> Stmt:
-    """`width` blocks of rows, from block `first`, over all columns."""
-    groups, kind, size, pairs = p.quads // p.unrolled, f"int32x{lanes}", QUAD * lanes, p.pairs
-    acc = tirx.decl_buffer((width * len(pairs) * lanes,), "int32", "acc", data_alignment=4)
-    group = tirx.Var("columns", "int32")
+@dataclass(frozen=True)
+class _Strips:
+    """`count` strips, from strip `first` on, over all columns.
 
-    def place_of(j: int, pair: int) -> Expr:
-        return imm((j * len(pairs) + pair) * lanes)
+    sums: for every strip and pair; totals: of these, times the blocks' multipliers, where there are any.
+    """
 
-    def row_of(block: int) -> Expr:
-        return tirx.Mul(tirx.Add(first, imm(block)), imm(lanes))
+    p: Product
+    lanes: int
+    count: int
+    first: Expr
+    held: Buffers
+    sums: Buffer
+    totals: Buffer | None
 
-    def summed(j: int) -> Expr:
-        """The sums of a block as one, modulo 2^32; added in 64 bits, where nothing wraps."""
+    def body(self) -> Stmt:
+        p, every = self.p, range(self.count)
+        if self.totals is None:
+            columns = tirx.Var("columns", "int32")
+            loop = serial(columns, p.quads // p.unrolled, self.steps(columns, range(p.unrolled)))
+            after = [self.write(self.held.total, self.row(j), self.summed(j)) for j in every]
+            return sequence_of([tirx.AllocBuffer(self.sums), *self.started(self.held.start), loop, *after])
+        before = [self.write(self.totals, imm(j * self.lanes), self.read(self.held.start, self.row(j))) for j in every]
+        shared = tirx.Var("shared", "int32")
+        blocks = [s for i in range(p.together) for s in self.block(shared, i)]
+        loop = serial(shared, p.filled // p.together, sequence_of(blocks))
+        after = [self.write(self.held.total, self.row(j), self.read(self.totals, imm(j * self.lanes))) for j in every]
+        return sequence_of([tirx.AllocBuffer(self.sums), tirx.AllocBuffer(self.totals), *before, loop, *after])
+
+    def block(self, shared: Expr, i: int) -> list[Stmt]:
+        """The i-th of the blocks that share vectors: its sums, and what they add to the totals."""
+        p, statements = self.p, self.started(None)
+        if (groups := p.quads // p.unrolled) > 1:
+            columns = tirx.Var("columns", "int32")
+            group = tirx.Add(tirx.Mul(shared, imm(groups)), columns)
+            statements.append(serial(columns, groups, self.steps(group, range(p.unrolled))))
+        else:
+            statements.append(self.steps(shared, range(i * p.quads, (i + 1) * p.quads)))
+        block = tirx.Add(tirx.Mul(shared, imm(p.together)), imm(i))
+        return statements + [s for j in range(self.count) for s in self.scaled(block, j)]
+
+    def scaled(self, block: Expr, j: int) -> list[Stmt]:
+        """A strip's sums of a block, times its multipliers, are added; in 64 bits, where nothing wraps."""
+        assert self.totals is not None
+        wide, strip, statements = f"int64x{self.lanes}", tirx.Add(self.first, imm(j)), list[Stmt]()
+        if self.held.parts is not None:
+            rows = tirx.Ramp(self.row(j), imm(1), imm(self.lanes))
+            statements.append(store(self.held.parts, self.summed(j), block, rows))
+        at = tirx.Mul(tirx.Add(tirx.Mul(strip, imm(self.p.filled)), block), imm(self.lanes))
+        factor = tirx.Cast(wide, self.read(self.held.multipliers, at))
+        total = tirx.Cast(wide, self.read(self.totals, imm(j * self.lanes)))
+        total = tirx.Add(total, tirx.Mul(tirx.Cast(wide, self.summed(j)), factor))
+        total = total if self.p.wide else tirx.Cast(f"int32x{self.lanes}", total)
+        return [*statements, self.write(self.totals, imm(j * self.lanes), total)]
+
+    def started(self, start: Buffer | None) -> list[Stmt]:
+        """The sums, zero; the lowest of each strip from `start`."""
+        zero, stores = tirx.Broadcast(imm(0), imm(self.lanes)), list[Stmt]()
+        for j in range(self.count):
+            for i in range(len(self.p.pairs)):
+                begun = zero if i or start is None else self.read(start, self.row(j))
+                stores.append(self.write(self.sums, self.place(j, i), begun))
+        return stores
+
+    def steps(self, group: Expr, quads: range) -> Stmt:
+        """What `quads` of the group of columns add to the sums."""
+        p, lanes, steps = self.p, self.lanes, list[Stmt]()
+        size, kind = QUAD * lanes, f"int32x{lanes}"
+        for u in quads:
+            quad = tirx.Add(tirx.Mul(group, imm(p.unrolled)), imm(u))
+            bytes_of_x = []
+            for row in range(p.bytes):
+                at = tirx.Add(tirx.Mul(quad, imm(QUAD)), imm(row * p.size))
+                four = tirx.reinterpret("int32", _vector(self.held.copy, at, QUAD))
+                bytes_of_x.append(tirx.reinterpret(f"int8x{size}", tirx.Broadcast(four, imm(lanes))))
+            for j in range(self.count):
+                strip, groups = tirx.Add(self.first, imm(j)), imm(p.size // (QUAD * p.unrolled))
+                codes = _codes(p, size, self.held.weight, tirx.Add(tirx.Mul(strip, groups), group), u)
+                limbs = [_integers(p, lanes, codes, self.held, i) for i in range(p.limbs)]
+                for i, (limb, byte) in enumerate(p.pairs):
+                    now = self.read(self.sums, self.place(j, i))
+                    added = tirx.call_llvm_pure_intrin(kind, DOT[lanes], now, bytes_of_x[byte], limbs[limb])
+                    steps.append(self.write(self.sums, self.place(j, i), added))
+        return sequence_of(steps)
+
+    def summed(self, j: int) -> Expr:
+        """The sums of a strip as one, modulo 2^32; added in 64 bits, where nothing wraps."""
+        pairs = self.p.pairs
         if len(pairs) == 1:
-            return _vector(acc, place_of(j, 0), lanes)
-        wide, total = f"int64x{lanes}", None
+            return self.read(self.sums, self.place(j, 0))
+        wide, total = f"int64x{self.lanes}", None
         for i, pair in enumerate(pairs):
-            part = tirx.Cast(wide, _vector(acc, place_of(j, i), lanes))
-            part = tirx.shift_left(part, tirx.Broadcast(imm(p.shift(pair), "int64"), imm(lanes)))
+            part = tirx.Cast(wide, self.read(self.sums, self.place(j, i)))
+            part = tirx.shift_left(part, tirx.Broadcast(imm(self.p.shift(pair), "int64"), imm(self.lanes)))
             total = part if total is None else tirx.Add(total, part)
-        return tirx.Cast(kind, total)
+        return tirx.Cast(f"int32x{self.lanes}", total)
 
-    steps = list[Stmt]()
-    for u in range(p.unrolled):
-        quad = tirx.Add(tirx.Mul(group, imm(p.unrolled)), imm(u))
-        bytes_of_x = []
-        for row in range(p.bytes):
-            at = tirx.Add(tirx.Mul(quad, imm(QUAD)), imm(row * p.quads * QUAD))
-            four = tirx.reinterpret("int32", _vector(held.copy, at, QUAD))
-            bytes_of_x.append(tirx.reinterpret(f"int8x{size}", tirx.Broadcast(four, imm(lanes))))
-        for j in range(width):
-            place = tirx.Add(tirx.Mul(tirx.Add(first, imm(j)), imm(groups)), group)
-            codes = _codes(p, size, held.weight, place, u)
-            limbs = [_integers(p, lanes, codes, held, i) for i in range(p.limbs)]
-            for i, (limb, byte) in enumerate(pairs):
-                now = _vector(acc, place_of(j, i), lanes)
-                added = tirx.call_llvm_pure_intrin(kind, DOT[lanes], now, bytes_of_x[byte], limbs[limb])
-                steps.append(store(acc, added, tirx.Ramp(place_of(j, i), imm(1), imm(lanes))))
-    loop = tirx.For(
-        group, imm(0), imm(groups), tirx.ForKind.SERIAL, tirx.SeqStmt(steps) if len(steps) > 1 else steps[0]
-    )
-    zero = tirx.Broadcast(imm(0), imm(lanes))
-    before = [
-        store(acc, zero if i else _vector(held.start, row_of(j), lanes), tirx.Ramp(place_of(j, i), imm(1), imm(lanes)))
-        for j in range(width)
-        for i in range(len(pairs))
-    ]
-    after = [store(held.total, summed(j), tirx.Ramp(row_of(j), imm(1), imm(lanes))) for j in range(width)]
-    return tirx.SeqStmt([tirx.AllocBuffer(acc), *before, loop, *after])
+    def place(self, j: int, pair: int) -> Expr:
+        return imm((j * len(self.p.pairs) + pair) * self.lanes)
+
+    def row(self, j: int) -> Expr:
+        """The first row of a strip."""
+        return tirx.Mul(tirx.Add(self.first, imm(j)), imm(self.lanes))
+
+    def read(self, buffer: Buffer, at: Expr) -> Expr:
+        return _vector(buffer, at, self.lanes)
+
+    def write(self, buffer: Buffer, at: Expr, value: Expr) -> Stmt:
+        return store(buffer, value, tirx.Ramp(at, imm(1), imm(self.lanes)))
 
 
 def _codes(p: Product, size: int, weight: Buffer, place: Expr, u: int) -> Expr:
@@ -297,3 +231,7 @@ def _vector(buffer: Buffer, base: Expr, size: int) -> Expr:
 
 def _every(value: int, size: int) -> Expr:
     return tirx.Broadcast(imm(value, "uint8"), imm(size))
+
+
+def _registers(size: int, dtype: str, name: str) -> Buffer:
+    return tirx.decl_buffer((size,), dtype, name, data_alignment=4)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from isobit.export.tvm import vnni
+from isobit.export.tvm import products
 from isobit.quant.expr.interval import Interval
 from isobit.quant.expr.rewrite import multiplies
 from isobit.quant.expr.symbols import trace
@@ -117,15 +117,18 @@ def test_binary_codes_are_exact_on_every_target(module: Callable[[], nn.Module],
     assert_exact(module, recipe, [*TARGETS])
 
 
-@pytest.mark.parametrize("name", ["binary", "binary-g16", "ternary"])
-def test_weights_in_vector_registers_are_exact(name: str) -> None:
-    """Sizes that leave rows and columns over."""
+@pytest.mark.parametrize(
+    ("name", "stored"),
+    [("binary", (1, 1, 1)), ("binary-g16", (1, 1, 5)), ("ternary", (2, 0, 1)), ("int4-g32", (4, 0, 3)),
+     ("int3-g16", (3, 0, 5)), ("mxfp4", (4, 1, 3))],
+)  # fmt: skip
+def test_weights_in_vector_registers_are_exact(name: str, stored: tuple[int, int, int]) -> None:
+    """Sizes that leave rows and columns over.  stored: bits, tables of numbers and blocks."""
     torch.manual_seed(0)
     x = np.random.default_rng(0).normal(size=(2, 24, 67))
     q = quantize(nn.Linear(67, 43), x, Recipe(name, weights=name), name="linear")
-    if "-" not in name:
-        found = [vnni.product_of(k, nest(q.program)) for k in nest(q.program).kernels]
-        assert [(p.storage.bits, p.lookups) for p in found if p] == [(1, 1) if name == "binary" else (2, 0)]
+    found = products.products(nest(q.program, inside=False)).values()
+    assert [(p.storage.bits, p.lookups, p.blocks) for p in found] == [stored]
     assert_same(q, x, ["interpret", "cpu"])
 
 
