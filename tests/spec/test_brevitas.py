@@ -25,11 +25,12 @@ from isobit.quant.formats.format import Format
 from isobit.quant.interpret import interpret
 from isobit.quant.lower.edges import InputSpec, quantize_for
 from isobit.quant.ops import requantize
-from isobit.quant.program import Array, Arrays, IntType, Program
+from isobit.quant.program import IntType, Program
 from isobit.quant.quantize import Quantized, program_inputs, quantize
 from isobit.quant.trained import compare
 from isobit.quant.vectors import golden
 from isobit.targets.verify import EXACT, verify
+from tests.brevitas_codes import assert_agrees, assert_equal_everywhere, codes_of, samples, taps_of
 from tests.brevitas_models import (
     Activations,
     ConvNet,
@@ -39,7 +40,6 @@ from tests.brevitas_models import (
     PowersOfTwo,
     Recurrent,
     Residual,
-    identity,
     trained,
 )
 
@@ -75,61 +75,9 @@ def test_weights_equal_those_of_brevitas() -> None:
     assert np.array_equal(program.constant["linear.weight"].array, expected)
 
 
-def samples(*shape: int) -> torch.Tensor:
-    return torch.from_numpy(np.random.default_rng(0).normal(size=shape, scale=2).astype(np.float32))
-
-
 def grid(*shape: int) -> torch.Tensor:
     """Multiples of 1/64, so that every second value is a tie of a quantizer with scale 1/32."""
     return torch.round(samples(*shape) * 64) / 64
-
-
-def codes_of(model: nn.Module, x: torch.Tensor) -> dict[str, list[Array]]:
-    """What Brevitas itself calls the integers of its quantizers of activations, less their zero point, by path."""
-    made: dict[str, list[Array]] = {}
-
-    def record(name: str) -> Callable[..., None]:
-        def hook(proxy: nn.Module, args: object, y: Any) -> None:
-            made.setdefault(name, []).append(y.int().numpy().astype(np.int64) - int(y.zero_point))
-
-        return hook
-
-    proxies = {k: m for k, m in model.named_modules() if k.endswith("_quant") and "Act" in type(m).__name__}
-    hooks = [m.register_forward_hook(record(k)) for k, m in proxies.items() if m.is_quant_enabled]
-    with torch.no_grad():
-        model(x)
-    for hook in hooks:
-        hook.remove()
-    return made
-
-
-def taps_of(made: Quantized, x: torch.Tensor) -> Arrays:
-    """Every value of the Program, from the input on, the input included."""
-    real = x.double().numpy() if x.ndim < 4 else x.double().numpy()[:, None]
-    taps = program_inputs(made.program, real)
-    interpret(made.program, dict(taps), taps=taps)
-    return taps
-
-
-def assert_equal_everywhere(model: nn.Module, made: Quantized, x: torch.Tensor) -> None:
-    """Without any help on the way: all integers from the input to the output."""
-    taps, expected = taps_of(made, x), codes_of(model, x)
-    assert expected
-    quantizers = [n for n in made.graph.nodes if n.op == "fake_quantize"]
-    for name, arrays in expected.items():
-        same = [n.output for n in quantizers if n.text("quantizer") == name]
-        assert len(same) == len(arrays)
-        for value, codes in zip(same, arrays, strict=True):
-            place = "y" if value == made.graph.output else value if value in taps else made.program.inputs[0].name
-            assert np.array_equal(taps[place].ravel(), codes.ravel()), name
-
-
-def assert_agrees(made: Quantized, quantizers: int) -> None:
-    """As `quantize` itself compared."""
-    rows = [r for r in made.trained if r.exact]
-    assert len(rows) == quantizers
-    assert all(r.values > 0 for r in rows)
-    assert [(r.quantizer, r.differ) for r in rows if r.differ] == []
 
 
 @cache
@@ -382,30 +330,6 @@ def test_a_difference_that_float32_explains_is_counted() -> None:
     assert 0 < row.differ < row.values / 50
 
 
-class Shared(nn.Module):
-    """One quantizer in two places, a layer in a loop's place, and a value that two consumers read."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.q = qnn.QuantIdentity(return_quant_tensor=True)
-        self.fc = qnn.QuantLinear(6, 6, bias=True, weight_bit_width=5)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        a = self.q(x)
-        b = self.fc(a)
-        y: torch.Tensor = self.q(b) + torch.sigmoid(b)
-        return y
-
-
-def test_a_quantizer_in_two_places() -> None:
-    torch.manual_seed(0)
-    x = samples(32, 16, 6)
-    model = trained(Shared(), x)
-    made = quantize(model, x.numpy(), name="m")
-    assert_agrees(made, 2)
-    assert [r.quantizer for r in made.trained] == ["q.act_quant"] * 2
-
-
 def test_an_output_quantizer_gives_the_output() -> None:
     model, made, x = imported("mlp, 8 bits per channel")
     outputs, _ = interpret(made.program, program_inputs(made.program, x.double().numpy()))
@@ -424,85 +348,3 @@ def test_the_model_is_left_as_it_was() -> None:
     quantize(model, x.numpy(), name="m")
     assert torch.equal(model(x), made)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-
-
-class Functional(nn.Module):
-    """Brevitas' own advice for tied weights: the quantized weight itself in a product."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.q = qnn.QuantIdentity()
-        self.fc = qnn.QuantLinear(6, 6, bias=False, weight_bit_width=3)
-        self.out = qnn.QuantIdentity()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weight = self.fc.quant_weight()
-        y: torch.Tensor = self.out(nn.functional.linear(self.q(x), weight))
-        return y
-
-
-def test_a_quantized_weight_outside_its_layer() -> None:
-    torch.manual_seed(0)
-    x = samples(32, 16, 6)
-    model = trained(Functional(), x)
-    made = quantize(model, x.numpy(), name="m")
-    assert_agrees(made, 2)
-    assert_equal_everywhere(model, made, x)
-    assert np.abs(next(c for c in made.program.constants if c.name.endswith(".weight")).array).max() == 3
-
-
-class Loop(nn.Module):
-    """A recurrent network written with Brevitas layers: its state has the scale of its quantizer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.q = qnn.QuantIdentity()
-        self.wx, self.wh = (qnn.QuantLinear(n, 8, bias=n == 6, weight_bit_width=5) for n in (6, 8))
-        self.u, self.v, self.h = (qnn.QuantIdentity() for _ in range(3))
-        self.out = qnn.QuantLinear(8, 4, bias=True, output_quant=bq.Int8ActPerTensorFloat)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        u = self.u(self.wx(self.q(x)))
-        h, made = u.new_zeros(u.shape[0], 8), []
-        for t in range(u.shape[1]):
-            h = self.h(u[:, t] + self.v(self.wh(h)))
-            made.append(h)
-        y: torch.Tensor = self.out(torch.stack(made, 1))
-        return y
-
-
-def test_a_loop_over_time_keeps_the_integers_of_its_quantizer() -> None:
-    torch.manual_seed(0)
-    x = samples(32, 11, 6)
-    model = trained(Loop(), x)
-    made = quantize(model, x.numpy(), name="m")
-    assert_agrees(made, 5)
-    (state,) = made.program.states
-    assert state.type.elem == IntType(8)
-    assert state.type.scale == made.program.nodes[-1].scale or state.name == "h.act_quant.state"
-    codes, taps = codes_of(model, x), taps_of(made, x)
-    assert np.array_equal(taps["h.act_quant"], np.stack(codes["h.act_quant"], 1))
-    assert np.array_equal(taps["y"], codes["out.output_quant"][0])
-
-
-@pytest.mark.slow
-def test_quantization_aware_training_ends_in_these_integers() -> None:
-    """A classifier trained with its quantizers, until it is right: what it learned is what the Program does."""
-    torch.manual_seed(0)
-    x = torch.randn(512, 8, 6)
-    target = (x.cumsum(1)[..., :3].sum(-1) > 0).long()
-    model = nn.Sequential(
-        identity(4.0, return_quant_tensor=False), isobit_nn.RunningMean(), Mlp(weight_bit_width=4)
-    ).train()
-    optimizer = torch.optim.Adam(model.parameters(), 0.01)
-    for _ in range(150):
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(model(x)[..., :2].reshape(-1, 2), target.reshape(-1))
-        loss.backward()
-        optimizer.step()
-    model.eval()
-    with torch.no_grad():
-        accuracy = (model(x)[..., :2].argmax(-1) == target).double().mean()
-    assert accuracy > 0.9
-    made = quantize(model, x.numpy(), name="m")
-    assert_agrees(made, 3)
