@@ -260,14 +260,19 @@ def _sums(value: str, multipliers: Array, reader: Kernel, nest: Nest) -> tuple[S
         return None
     rest, exponents = tuple(s for s in after if not isinstance(s, Store)), None
     if value != node.output:
-        match [s.apply for s in rest if isinstance(s, Let)]:
-            case [Apply(scaling, operands=(Local(node.output), Element(_, (at,)) as exponents))]:
-                pass
-            case _:
-                return None
-        if scaling.spec.define is not scale_block or at != a or nest.range(exponents.value) not in SHIFTS:
+        exponents = _exponents(rest, node.output, a)
+        if exponents is None or nest.range(exponents.value) not in SHIFTS:
             return None
     return Sums(kernel, multipliers, n, a, node.output, rest, exponents), x, w.value
+
+
+def _exponents(rest: tuple[Statement, ...], value: str, a: str) -> Element | None:
+    """Those at `a`, if all that `rest` makes is `value` shifted by them."""
+    match [s.apply for s in rest if isinstance(s, Let)]:
+        case [Apply(node, operands=(Local(shifted), Element(_, (at,)) as found))] if (shifted, at) == (value, a):
+            return found if node.spec.define is scale_block else None
+        case _:
+            return None
 
 
 def constants(p: Product, lanes: int) -> dict[str, npt.NDArray[np.integer]]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tvm
 
 from isobit.export.tvm import build, expression, function, parameters, products
 from isobit.quant.check import check
@@ -222,6 +223,26 @@ def test_sums_in_blocks_that_stay_in_plain_loops(number: int) -> None:
     program = not_only_products()[number]
     assert taken(program) == set()
     assert_exact(program, list(golden(program)))
+
+
+@pytest.mark.parametrize("found", [build.INVALID, "another error"])
+def test_invalid_code_is_made_again_without_the_vectorizer(found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, targets = build._compiled, list[dict[str, Any]]()
+
+    def failing(function: function.Function, target: dict[str, Any]) -> Any:
+        targets.append(target)
+        if "cl-opt" not in target:
+            raise tvm.error.InternalError(found)
+        return made(function, target)
+
+    monkeypatch.setattr(build, "_compiled", failing)
+    program = mamba_block()
+    if found == build.INVALID:
+        assert_exact(program, list(golden(program)))
+    else:
+        with pytest.raises(tvm.error.InternalError, match=found):
+            assert_exact(program, list(golden(program)))
+    assert len(targets) == 1 + (found == build.INVALID)
 
 
 def test_an_unknown_cpu_is_refused(tmp_path: Path) -> None:
