@@ -25,6 +25,7 @@ from isobit.targets.toolchain import find, run
 
 LINKER_HINT = "sudo apt-get install gcc"
 LINK_SECONDS = 120
+INVALID = "LLVM module verification failed"
 VECTOR_FEATURES = ("avx", "amx", "bmi", "dotprod", "fma", "i8mm", "sse", "sve")
 
 
@@ -65,7 +66,7 @@ def script(function: Function) -> str:
     return str(tvm.IRModule({"sequence": function.prim}).script()).rstrip() + "\n"
 
 
-def lowered(prim: tirx.PrimFunc, target: dict[str, str], host: dict[str, str]) -> Any:
+def lowered(prim: tirx.PrimFunc, target: dict[str, Any], host: dict[str, Any]) -> Any:
     """The module after the passes that CPU and GPU share.  None of them changes integer arithmetic."""
     passes = tirx.transform
     return tvm.ir.transform.Sequential(
@@ -83,8 +84,20 @@ def lowered(prim: tirx.PrimFunc, target: dict[str, str], host: dict[str, str]) -
 
 
 def compiled(function: Function, cpu: str) -> Any:
-    """A TVM module of machine code with the function `sequence`, its constants inside."""
+    """A TVM module of machine code with the function `sequence`, its constants inside.
+
+    LLVM 22's vectorizer of straight-line code makes invalid code of some functions, and says so: it then stays off.
+    """
     target = llvm_target(cpu)
+    try:
+        return _compiled(function, target)
+    except tvm.error.InternalError as e:
+        if INVALID not in str(e):
+            raise
+        return _compiled(function, {**target, "cl-opt": ["-vectorize-slp:bool=0"]})
+
+
+def _compiled(function: Function, target: dict[str, Any]) -> Any:
     constants = "".join(_llvm_constant(name, array) for name, array in function.constants.items())
     prim = function.prim
     if constants:

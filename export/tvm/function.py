@@ -246,20 +246,19 @@ class _Printer:
         name, lanes = identifier(p.node.output), self.dot_lanes
         at = [tirx.Var(str(k), "int32") for k in p.x.indices]
         self.index |= dict(zip(map(str, p.x.indices), at, strict=True))
-        weight = self.constant(self.unique(f"{name}_packed"), products.packed(p, lanes))
-        start = self.constant(self.unique(f"{name}_start"), products.folded_start(p, lanes))
-        tables = self.constant(self.unique(f"{name}_numbers"), products.tables(p, lanes)) if p.lookups else None
+        made = products.constants(p, lanes)
+        constants = {role: self.constant(self.unique(f"{name}_{role}"), array) for role, array in made.items()}
         copy = _buffer(f"{name}_bytes", [imm(p.bytes * p.size)], "uint8")
-        total = _buffer(f"{name}_total", list(start.shape), str(start.dtype))
-        block.statements += [_on_stack(copy), _on_stack(total)]
-        factors = parts = None
-        if p.sums:
-            factors = self.constant(self.unique(f"{name}_multipliers"), products.multipliers(p, p.sums, lanes))
+        total = _buffer(f"{name}_total", [imm(len(made["start"]))], made["start"].dtype.name)
+        exponents = _buffer(f"{name}_exponents", [imm(p.filled)], "int32")
+        block.statements += [_on_stack(copy), _on_stack(total), _on_stack(exponents)]
+        parts = None
         if p.sums and self.traced:
-            parts = _buffer(f"{name}_parts", [imm(p.filled), *start.shape], "int32")
+            parts = _buffer(f"{name}_parts", [imm(p.filled), *total.shape], "int32")
             block.statements.append(tirx.AllocBuffer(parts))
-        block.statements += vnni.unsigned_copy(p, self.element(p.x, block), at, copy)
-        held = vnni.Buffers(copy, weight, tables, start, total, factors, parts)
+        exponent = self.element(p.exponents, block) if p.exponents else None
+        held = vnni.Buffers(copy, total, exponents, parts, **constants)
+        block.statements += vnni.copies(p, held, at, self.element(p.x, block), exponent)
         block.statements += vnni.dot_products(p, lanes, held)
         if parts is not None:
             self.reported_sums(p, parts, block)
@@ -269,15 +268,15 @@ class _Printer:
         block.statements.append(serial(row, p.rows, rest.body()))
 
     def reported_sums(self, p: products.Product, parts: Buffer, block: Block) -> None:
-        """The tap of the sums of blocks, in a traced build."""
+        """What follows the sums of blocks, in a traced build."""
         assert p.sums
-        name, inner = p.sums.kernel.name, block.child()
-        lowered = self.constant(self.unique(f"{identifier(name)}_lowered"), p.lowered)
+        inner = block.child()
+        lowered = self.constant(self.unique(f"{identifier(p.sums.value)}_lowered"), p.lowered)
         row, of = tirx.Var(p.sums.row, "int32"), tirx.Var(p.sums.block, "int32")
         self.index |= {p.sums.row: row, p.sums.block: of}
         found = tirx.Sub(tirx.Cast("int64", load(parts, of, row)), load(lowered, row, of))
-        self.locals[name] = tirx.Cast("int32", found)
-        self.statements((p.sums.tap,), inner)
+        self.locals[p.sums.value] = tirx.Cast("int32", found)
+        self.statements(p.sums.rest, inner)
         block.statements.append(serial(row, p.rows, serial(of, p.blocks, inner.body())))
 
     def lanes(self, body: tuple[Statement, ...], threads: int) -> Stmt:

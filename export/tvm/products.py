@@ -5,7 +5,8 @@ Of 16 bits, x is two bytes, 256 * high + low; a minifloat that no byte holds is 
 has a sum of its own.
 Weights of fewer bits are stored as planes of 4, 2 and 1 bits, whose vectors hold as many quads as a byte has parts;
 those whose codes take too many lookups are stored as the bytes that they are.
-Of weights in blocks, the sums of a step are a kernel of their own and the next one's operand: both are one product.
+Of weights in blocks, the sums of a step are a kernel of their own and the next one's operand: both are one product,
+also where sums are shifted by exponents of the operand's blocks.  Then the sum of each block starts lower.
 """
 
 from __future__ import annotations
@@ -16,21 +17,23 @@ import numpy as np
 import numpy.typing as npt
 
 from isobit.quant.expr.interval import Interval
+from isobit.quant.ops.blocks import scale_block
 from isobit.quant.ops.matmul import product
 from isobit.quant.program import Array, Node
 from isobit.quant.storage import Storage
 from isobit.targets.nest import (
     Accumulate,
     Accumulator,
+    Apply,
     Element,
     Kernel,
+    Let,
     Literal,
     Local,
     Loop,
     Nest,
     Statement,
     Store,
-    Tap,
 )
 
 INT8, INT16, INT32 = (Interval(-(1 << (bits - 1)), (1 << (bits - 1)) - 1) for bits in (8, 16, 32))
@@ -38,6 +41,9 @@ INT8, INT16, INT32 = (Interval(-(1 << (bits - 1)), (1 << (bits - 1)) - 1) for bi
 QUAD = 4
 LIMB = 7
 """Bits of the low limb of a weight that takes two."""
+
+SHIFTS = Interval(0, 31)
+"""Exponents that a sum of 32 bits may be shifted by."""
 
 TWO_LIMBS = Interval(-(127 << LIMB), 127 << LIMB)
 
@@ -54,14 +60,17 @@ LEAST = 16
 class Sums:
     """The kernel `for n, a: s[n, a] = sum(c: x[a, c] * weight[n, a, c])` before a product in blocks.
 
-    multipliers: (N, A), what the product takes each sum times; row, block: the names of n and a.
+    multipliers: (N, A), what the product takes each sum times; row, block: the names of n and a; value: the sum's;
+    rest: what follows it, without the store.  exponents: at a, by which it is shifted.
     """
 
     kernel: Kernel
     multipliers: Array
     row: str
     block: str
-    tap: Tap
+    value: str
+    rest: tuple[Statement, ...]
+    exponents: Element | None
 
 
 @dataclass(frozen=True)
@@ -151,9 +160,14 @@ class Product:
         return LIMB * pair[0] + 8 * pair[1]
 
     @property
+    def exponents(self) -> Element | None:
+        """Of the blocks of x."""
+        return self.sums.exponents if self.sums else None
+
+    @property
     def lowered(self) -> Array:
-        """By how much the sum of each block is too large, (N, A)."""
-        return np.asarray((128 << 8 * (self.bytes - 1)) * self.weight.sum(2))
+        """By how much the sum of each block is too large, (N, A): 0 where it starts lower."""
+        return np.asarray((128 << 8 * (self.bytes - 1)) * self.weight.sum(2) * (self.exponents is None))
 
 
 def products(nest: Nest) -> dict[str, Product]:
@@ -196,14 +210,19 @@ def product_of(kernel: Kernel, nest: Nest) -> Product | None:
         return None
     weight, bytes_of_x = weight.reshape(len(weight), -1, weight.shape[-1]), 1 if nest.range(x.value) in INT8 else 2
     wide = known not in INT32
-    if wide and not (sums and ((1 << 8 * bytes_of_x) - 1) * int(np.abs(weight).sum(2).max()) in INT32):
+    if wide and not (sums and (sums.exponents or ((1 << 8 * bytes_of_x) - 1) * _largest(weight) in INT32)):
         return None
     return Product(node, x, weight, storage, bytes_of_x, constant[start.value].array, wide, n, tuple(rest), sums)
 
 
+def _largest(weight: Array) -> int:
+    """Sum of the magnitudes of a block."""
+    return int(np.abs(weight).sum(2).max())
+
+
 def _sums(value: str, multipliers: Array, reader: Kernel, nest: Nest) -> tuple[Sums, Element, str] | None:
-    """The kernel right before `reader` that makes `value`, its operand and the name of its weights, if it sums blocks
-    for `reader` only."""
+    """The kernel right before `reader` that makes `value`, its operand and the name of its weights, if it sums blocks,
+    or scales these sums, for `reader` only."""
     place = nest.kernels.index(reader)
     kernel, constant = nest.kernels[place - 1], nest.program.constant
     node = kernel.group.head
@@ -225,8 +244,7 @@ def _sums(value: str, multipliers: Array, reader: Kernel, nest: Nest) -> tuple[S
                         (
                             Accumulator(_, known, Literal(0)),
                             Loop(c, _, True, (Accumulate(_, term),)),
-                            Store(_, Local(made)),
-                            Tap() as tap,
+                            *after,
                         ),
                     ),
                 ),
@@ -238,9 +256,36 @@ def _sums(value: str, multipliers: Array, reader: Kernel, nest: Nest) -> tuple[S
     x, w = term.operands
     if not (isinstance(x, Element) and isinstance(w, Element) and w.value in constant):
         return None
-    if (x.indices, w.indices) != ((a, c), (n, a, c)) or made != node.output or known not in INT32:
+    if (x.indices, w.indices) != ((a, c), (n, a, c)) or known not in INT32:
         return None
-    return Sums(kernel, multipliers, n, a, tap), x, w.value
+    rest, exponents = tuple(s for s in after if not isinstance(s, Store)), None
+    if value != node.output:
+        exponents = _exponents(rest, node.output, a)
+        if exponents is None or nest.range(exponents.value) not in SHIFTS:
+            return None
+    return Sums(kernel, multipliers, n, a, node.output, rest, exponents), x, w.value
+
+
+def _exponents(rest: tuple[Statement, ...], value: str, a: str) -> Element | None:
+    """Those at `a`, if all that `rest` makes is `value` shifted by them."""
+    match [s.apply for s in rest if isinstance(s, Let)]:
+        case [Apply(node, operands=(Local(shifted), Element(_, (at,)) as found))] if (shifted, at) == (value, a):
+            return found if node.spec.define is scale_block else None
+        case _:
+            return None
+
+
+def constants(p: Product, lanes: int) -> dict[str, npt.NDArray[np.integer]]:
+    """By the names of `vnni.Buffers`: codes, where totals start, the numbers of looked up codes, the multipliers of
+    blocks, and, where these have exponents, minus the sums of their weights."""
+    found: dict[str, npt.NDArray[np.integer]] = {"packed": packed(p, lanes), "start": folded_start(p, lanes)}
+    if p.lookups:
+        found["numbers"] = tables(p, lanes)
+    if p.sums:
+        found["multipliers"] = by_blocks(p, p.sums.multipliers, lanes)
+    if p.exponents:
+        found["begun"] = by_blocks(p, -p.weight.sum(2), lanes)
+    return found
 
 
 def packed(p: Product, lanes: int) -> npt.NDArray[np.uint8]:
@@ -268,9 +313,9 @@ def tables(p: Product, lanes: int) -> npt.NDArray[np.int8]:
     return np.tile(entries, (1, lanes * QUAD // 16, 1)).reshape(-1)
 
 
-def multipliers(p: Product, s: Sums, lanes: int) -> npt.NDArray[np.integer]:
-    """Flat: strips of `lanes` rows, blocks, rows in the strip; 0 where they only fill vectors."""
-    found = np.pad(s.multipliers, ((0, -p.rows % lanes), (0, p.filled - p.blocks)))
+def by_blocks(p: Product, values: Array, lanes: int) -> npt.NDArray[np.integer]:
+    """(N, A), flat: strips of `lanes` rows, blocks, rows in the strip; 0 where they only fill vectors."""
+    found = np.pad(values, ((0, -p.rows % lanes), (0, p.filled - p.blocks)))
     dtype = np.result_type(np.min_scalar_type(found.min()), np.min_scalar_type(found.max()))
     return found.astype(dtype).reshape(-1, lanes, p.filled).transpose(0, 2, 1).reshape(-1)
 

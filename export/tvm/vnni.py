@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
-from isobit.export.tvm.expression import Buffer, Expr, Stmt, dtype_of, imm, load, sequence_of, serial, store
+from isobit.export.tvm.expression import Buffer, Expr, Stmt, cast, dtype_of, imm, load, sequence_of, serial, store
 from isobit.export.tvm.products import QUAD, Product
 
 DOT = {8: "llvm.x86.avx512.vpdpbusd.256", 16: "llvm.x86.avx512.vpdpbusd.512"}
@@ -22,12 +22,29 @@ LOOKUP = {8: "llvm.x86.avx2.pshuf.b", 16: "llvm.x86.avx512.pshuf.b.512"}
 MOST_ACCUMULATORS = 8
 
 
-def unsigned_copy(p: Product, x: Expr, at: list[Expr], copy: Buffer) -> list[Stmt]:
-    """The bytes of x, the highest plus 128, one row after the other, and 0 in the padding, whatever weights it meets.
+@dataclass(frozen=True)
+class Buffers:
+    """Bytes of x; the totals; exponents of blocks; parts: room for the sums of blocks, (blocks, rows), where wanted;
+    and `constants`."""
 
-    `x` is the element at `at`: a column, or a block and a column of it.
+    copy: Buffer
+    total: Buffer
+    exponents: Buffer
+    parts: Buffer | None
+    packed: Buffer
+    start: Buffer
+    numbers: Buffer | None = None
+    multipliers: Buffer | None = None
+    begun: Buffer | None = None
+
+
+def copies(p: Product, held: Buffers, at: list[Expr], x: Expr, exponent: Expr | None) -> list[Stmt]:
+    """The bytes of x, the highest plus 128, one row after the other, and 0 in the padding, whatever weights it meets;
+    the exponents, and 0 for blocks that only fill vectors.
+
+    x is the element at `at`: a column, or a block and a column of it; exponent: of the block, if it has one.
     """
-    block, width = (at[0] if p.sums else None), p.quads * QUAD
+    copy, block, width = held.copy, (at[0] if p.sums else None), p.quads * QUAD
 
     def stored(j: int, column: Expr, byte: Expr) -> Stmt:
         place = tirx.Add(column, imm(j * p.size)) if j else column
@@ -42,26 +59,14 @@ def unsigned_copy(p: Product, x: Expr, at: list[Expr], copy: Buffer) -> list[Stm
     zero = imm(0, "uint8")
     statements = [serial(at[-1], p.columns, sequence_of(stores))]
     statements += [stored(j, imm(k), zero) for j in range(p.bytes) for k in range(p.columns, width)]
+    behind = list[Stmt]()
+    if exponent is not None:
+        statements.append(store(held.exponents, cast(exponent, "int32"), block))
+        behind += [store(held.exponents, imm(0), imm(k)) for k in range(p.blocks, p.filled)]
     if p.sums:
         statements = [serial(block, p.blocks, sequence_of(statements))]
-    behind = (j * p.size + k for j in range(p.bytes) for k in range(p.blocks * width, p.size))
-    return [*statements, *(store(copy, zero, imm(k)) for k in behind)]
-
-
-@dataclass(frozen=True)
-class Buffers:
-    """Bytes of x; codes as `packed` orders them; `tables` where there are any; what the totals start from; the totals.
-
-    multipliers: as `multipliers` orders them, and parts: room for the sums of blocks, (blocks, rows), where wanted.
-    """
-
-    copy: Buffer
-    weight: Buffer
-    tables: Buffer | None
-    start: Buffer
-    total: Buffer
-    multipliers: Buffer | None
-    parts: Buffer | None
+    behind += [store(copy, zero, imm(j * p.size + k)) for j in range(p.bytes) for k in range(p.blocks * width, p.size)]
+    return [*statements, *behind]
 
 
 def dot_products(p: Product, lanes: int, held: Buffers) -> list[Stmt]:
@@ -100,8 +105,9 @@ class _Strips:
         if self.totals is None:
             columns = tirx.Var("columns", "int32")
             loop = serial(columns, p.quads // p.unrolled, self.steps(columns, range(p.unrolled)))
+            starts = [self.read(self.held.start, self.row(j)) for j in every]
             after = [self.write(self.held.total, self.row(j), self.summed(j)) for j in every]
-            return sequence_of([tirx.AllocBuffer(self.sums), *self.started(self.held.start), loop, *after])
+            return sequence_of([tirx.AllocBuffer(self.sums), *self.started(starts), loop, *after])
         before = [self.write(self.totals, imm(j * self.lanes), self.read(self.held.start, self.row(j))) for j in every]
         shared = tirx.Var("shared", "int32")
         blocks = [s for i in range(p.together) for s in self.block(shared, i)]
@@ -111,37 +117,47 @@ class _Strips:
 
     def block(self, shared: Expr, i: int) -> list[Stmt]:
         """The i-th of the blocks that share vectors: its sums, and what they add to the totals."""
-        p, statements = self.p, self.started(None)
+        p, block = self.p, tirx.Add(tirx.Mul(shared, imm(self.p.together)), imm(i))
+        statements = self.started([self.begun(block, j) for j in range(self.count)])
         if (groups := p.quads // p.unrolled) > 1:
             columns = tirx.Var("columns", "int32")
             group = tirx.Add(tirx.Mul(shared, imm(groups)), columns)
             statements.append(serial(columns, groups, self.steps(group, range(p.unrolled))))
         else:
             statements.append(self.steps(shared, range(i * p.quads, (i + 1) * p.quads)))
-        block = tirx.Add(tirx.Mul(shared, imm(p.together)), imm(i))
         return statements + [s for j in range(self.count) for s in self.scaled(block, j)]
 
     def scaled(self, block: Expr, j: int) -> list[Stmt]:
         """A strip's sums of a block, times its multipliers, are added; in 64 bits, where nothing wraps."""
         assert self.totals is not None
-        wide, strip, statements = f"int64x{self.lanes}", tirx.Add(self.first, imm(j)), list[Stmt]()
+        wide, statements = f"int64x{self.lanes}", list[Stmt]()
         if self.held.parts is not None:
             rows = tirx.Ramp(self.row(j), imm(1), imm(self.lanes))
             statements.append(store(self.held.parts, self.summed(j), block, rows))
-        at = tirx.Mul(tirx.Add(tirx.Mul(strip, imm(self.p.filled)), block), imm(self.lanes))
-        factor = tirx.Cast(wide, self.read(self.held.multipliers, at))
+        factor = self.read(self.held.multipliers, self.of_block(block, j))
+        if self.p.exponents:
+            own = str(self.totals.dtype)
+            by = tirx.Broadcast(cast(load(self.held.exponents, block), own), imm(self.lanes))
+            factor = tirx.shift_left(tirx.Cast(f"{own}x{self.lanes}", factor), by)
+        factor = tirx.Cast(wide, factor)
         total = tirx.Cast(wide, self.read(self.totals, imm(j * self.lanes)))
         total = tirx.Add(total, tirx.Mul(tirx.Cast(wide, self.summed(j)), factor))
         total = total if self.p.wide else tirx.Cast(f"int32x{self.lanes}", total)
         return [*statements, self.write(self.totals, imm(j * self.lanes), total)]
 
-    def started(self, start: Buffer | None) -> list[Stmt]:
-        """The sums, zero; the lowest of each strip from `start`."""
+    def begun(self, block: Expr, j: int) -> Expr:
+        """Where a strip's sums of a block start: as much lower as x + 128 makes them too large, or at 0."""
+        if self.held.begun is None:
+            return tirx.Broadcast(imm(0), imm(self.lanes))
+        sums = tirx.Cast(f"int32x{self.lanes}", self.read(self.held.begun, self.of_block(block, j)))
+        return tirx.shift_left(sums, tirx.Broadcast(imm(8 * self.p.bytes - 1), imm(self.lanes)))
+
+    def started(self, starts: list[Expr]) -> list[Stmt]:
+        """The sums: the lowest of each strip from its start, the others from 0."""
         zero, stores = tirx.Broadcast(imm(0), imm(self.lanes)), list[Stmt]()
         for j in range(self.count):
             for i in range(len(self.p.pairs)):
-                begun = zero if i or start is None else self.read(start, self.row(j))
-                stores.append(self.write(self.sums, self.place(j, i), begun))
+                stores.append(self.write(self.sums, self.place(j, i), zero if i else starts[j]))
         return stores
 
     def steps(self, group: Expr, quads: range) -> Stmt:
@@ -157,7 +173,7 @@ class _Strips:
                 bytes_of_x.append(tirx.reinterpret(f"int8x{size}", tirx.Broadcast(four, imm(lanes))))
             for j in range(self.count):
                 strip, groups = tirx.Add(self.first, imm(j)), imm(p.size // (QUAD * p.unrolled))
-                codes = _codes(p, size, self.held.weight, tirx.Add(tirx.Mul(strip, groups), group), u)
+                codes = _codes(p, size, self.held.packed, tirx.Add(tirx.Mul(strip, groups), group), u)
                 limbs = [_integers(p, lanes, codes, self.held, i) for i in range(p.limbs)]
                 for i, (limb, byte) in enumerate(p.pairs):
                     now = self.read(self.sums, self.place(j, i))
@@ -183,6 +199,11 @@ class _Strips:
     def row(self, j: int) -> Expr:
         """The first row of a strip."""
         return tirx.Mul(tirx.Add(self.first, imm(j)), imm(self.lanes))
+
+    def of_block(self, block: Expr, j: int) -> Expr:
+        """Where a strip's constants of a block are."""
+        strip = tirx.Add(self.first, imm(j))
+        return tirx.Mul(tirx.Add(tirx.Mul(strip, imm(self.p.filled)), block), imm(self.lanes))
 
     def read(self, buffer: Buffer, at: Expr) -> Expr:
         return _vector(buffer, at, self.lanes)
@@ -212,14 +233,14 @@ def _codes(p: Product, size: int, weight: Buffer, place: Expr, u: int) -> Expr:
 def _integers(p: Product, lanes: int, codes: Expr, held: Buffers, limb: int) -> Expr:
     """The integers of a vector of codes, or a limb of them, int8."""
     size, kind, bits = QUAD * lanes, f"int8x{QUAD * lanes}", p.storage.bits
-    if held.tables is None:
+    if held.numbers is None:
         sign = 1 << (bits - 1)
         signed = codes if bits == 8 else tirx.Sub(tirx.bitwise_xor(codes, _every(sign, size)), _every(sign, size))
         return tirx.reinterpret(kind, signed)
     high, found = tirx.shift_right(codes, _every(4, size)), None
     low = tirx.reinterpret(kind, tirx.bitwise_and(codes, _every(15, size)) if p.lookups > 1 else codes)
     for i in range(p.lookups):
-        numbers = _vector(held.tables, imm((limb * p.lookups + i) * size), size)
+        numbers = _vector(held.numbers, imm((limb * p.lookups + i) * size), size)
         looked = tirx.call_llvm_pure_intrin(kind, LOOKUP[lanes], numbers, low)
         found = looked if found is None else tirx.Select(tirx.EQ(high, _every(i, size)), looked, found)
     return found

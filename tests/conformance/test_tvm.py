@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tvm
 
 from isobit.export.tvm import build, expression, function, parameters, products
 from isobit.quant.check import check
 from isobit.quant.errors import InputError
 from isobit.quant.expr.symbols import Traced
-from isobit.quant.formats import FORMATS, GROUPS
+from isobit.quant.formats import FORMATS
 from isobit.quant.interpret import interpret
 from isobit.quant.ops import OPS, Case
-from isobit.quant.program import Array, Arrays, Input, IntType, Node, Program, TensorType, constant
-from isobit.quant.storage import Storage
+from isobit.quant.program import Arrays, Program, constant
 from isobit.quant.vectors import Vectors, case_program, golden, join
 from isobit.targets.gpu.driver import Device
 from isobit.targets.gpu.target import runs_on
@@ -32,7 +31,15 @@ from isobit.targets.target import Artifact, NotHere, Options, target
 from isobit.targets.verify import EXACT, MISMATCH, verify
 from tests.models import mamba_block
 from tests.primitives import primitive_programs, primitive_vectors
-from tests.stored import ELEMENTS, numbers
+from tests.products import (
+    blocked_products,
+    groups_of_integers,
+    large_sums,
+    matrix_products,
+    not_only_products,
+    packed_products,
+    shifted_products,
+)
 
 pytestmark = pytest.mark.needs("gcc")
 
@@ -158,103 +165,10 @@ def test_other_cpus_give_the_same_integers(arch: str) -> None:
     assert_exact(program, list(golden(program)), arch)
 
 
-def matrix_products() -> Program:
-    """8-bit products whose sizes leave every remainder, and one whose sums wrap on the way to a result that fits."""
-    sizes = [(16, 16), (17, 19), (130, 67), (300, 18), (32, 130)]
-    operands = ("i8", "=i8", "=i20")
-    cases = [Case("", "tk,nk,n->tn", {"n": n, "k": k}, operands, {"acc": 32}) for n, k in sizes]
-    programs = [case_program("matmul", c, f"product.{i}") for i, c in enumerate(cases)]
-    last = case_program("matmul", Case("", "tk,nk,n->tn", {"n": 16, "k": 16}, operands, {"acc": 32}), "wrapping")
-    weight = constant("wrapping.x1", np.full((16, 16), -128), IntType(8))
-    start = constant("wrapping.x2", np.full(16, (1 << 31) - 1 - 16 * 128 * 128), IntType(32))
-    return join("products", [*programs, replace(last, constants=(weight, start))])
-
-
-def stored_as_vectors() -> list[Storage]:
-    """Those whose numbers are bytes or two limbs."""
-
-    def looked_up(s: Storage) -> bool:
-        return s.is_coded and s.bits <= products.MOST_LOOKED_UP and s.decoder.range in products.TWO_LIMBS
-
-    return [
-        s for s, elem in ELEMENTS.items() if s.signed and s.bits <= 8 and (looked_up(s) or elem.range in products.INT8)
-    ]
-
-
-def packed_products() -> Program:
-    """Every packed storage with all of its numbers, times 8 and 16 bits."""
-    programs = []
-    for s in stored_as_vectors():
-        elem = ELEMENTS[s]
-        for bits in (8, 16):
-            case = Case("", "tk,nk,n->tn", {"n": 19, "k": 37}, (f"i{bits}", "=i8", "=i20"), {"acc": 32})
-            made = case_program("matmul", case, f"{s.name}.{bits}")
-            weight = constant(f"{s.name}.{bits}.x1", np.resize(numbers(s), (19, 37)), elem, mantissa=s.mantissa)
-            programs.append(replace(made, constants=(weight, made.constants[1])))
-    return join("packed", programs)
-
-
-def in_blocks(
-    name: str, weight: Array, elem: IntType, factors: Array, start: Array, bits: int = 8, acc: int = 32,
-    mantissa: int | None = None,
-) -> Program:  # fmt: skip
-    """Operands of `bits` bits by weights (N, A, C): the sum of every block times its factor, (N, A), and a start."""
-    values = [f"{name}.{k}" for k in ("x", "weight", "factors", "start")]
-    x = Input(values[0], TensorType(("T", *weight.shape[1:]), IntType(bits)))
-    held = (
-        constant(values[1], weight, elem, mantissa=mantissa),
-        constant(values[2], factors, IntType(max(int(factors.max()).bit_length(), 1), signed=False)),
-        constant(values[3], start, IntType(acc)),
-    )
-    sums = Node("dot", (("acc", 32),), (values[0], values[1]), f"{name}.sums", "tac,nac->tna", name)
-    total = Node("matmul", (("acc", acc),), (sums.output, *values[2:]), f"{name}.y", "tna,na,n->tn", name)
-    return Program(name, (x,), held, (), (sums, total), (total.output,))
-
-
-def groups_of_integers(sizes: Iterable[int]) -> list[Program]:
-    """Rows and blocks that fill vectors of 4 bits, and that leave some of 1 and 2 bits over."""
-    rng, programs = np.random.default_rng(0), list[Program]()
-    for size, (rows, blocks, bits) in itertools.product(sizes, [(16, 4, 4), (150, 5, 3)]):
-        elem = IntType(bits)
-        weight = rng.integers(elem.range.lo, elem.range.hi, (rows, blocks, size), endpoint=True)
-        factors, start = rng.integers(0, 256, (rows, blocks)), rng.integers(-(1 << 20), 1 << 20, rows)
-        programs.append(in_blocks(f"g{size}.i{bits}", weight, elem, factors, start))
-    return programs
-
-
-def large_sums(factor: int) -> Program:
-    """Sums of blocks that fit 32 bits; those of x + 2^15 do not."""
-    weight, zero = np.full((16, 1, 320), -128), np.zeros(16, np.int64)
-    return in_blocks(f"large.{factor}", weight, IntType(8), np.full((16, 1), factor), zero, 16, 64)
-
-
-def blocked_products() -> Program:
-    """Every size of a group, and odd ones; every packed storage; sums that wrap, and of 64 bits."""
-    rng, programs = np.random.default_rng(0), groups_of_integers((*GROUPS, 5, 20))
-    for s in stored_as_vectors():
-        for bits, acc in ((8, 32), (16, 64)):
-            weight = np.resize(numbers(s), (19, 5, 16))
-            factors, start = 1 << rng.integers(0, 9, (19, 5)), rng.integers(-(1 << 20), 1 << 20, 19)
-            name = f"{s.name}.{bits}"
-            programs.append(in_blocks(name, weight, ELEMENTS[s], factors, start, bits, acc, s.mantissa))
-    programs.append(large_sums(factor=1))
-    lowest, factors = np.full((16, 2, 32), -128), np.full((16, 2), 255)
-    reach, limit = 2 * 32 * 255 * 128, (1 << 31) - 1
-    for name, first, factor, bits in (
-        ("wraps.up", limit - reach * 128, 1, 8),
-        ("wraps.down", reach * 127 - limit, 1, 8),
-        ("wide", -(1 << 60), 1, 16),
-        ("wide.factors", 1 << 60, 1 << 22, 16),
-    ):
-        acc = 4 * bits
-        programs.append(in_blocks(name, lowest, IntType(8), factors * factor, np.full(16, first), bits, acc))
-    return join("blocked", programs)
-
-
 def taken(program: Program) -> set[str]:
     """The nodes of products by vector instructions."""
     found = products.products(nest(program, inside=False)).values()
-    return {n for p in found for n in (p.node.output, *([p.sums.kernel.name] if p.sums else []))}
+    return {n for p in found for n in (p.node.output, *([p.sums.value, p.sums.kernel.name] if p.sums else []))}
 
 
 LANES = {"znver5": 16, "cascadelake": 16, "alderlake": 8, "x86-64-v3": 0}
@@ -264,7 +178,7 @@ def test_lanes_of_cpus() -> None:
     assert {arch: build.dot_lanes(arch) for arch in LANES} == LANES
 
 
-@pytest.mark.parametrize("make", [matrix_products, packed_products, blocked_products])
+@pytest.mark.parametrize("make", [matrix_products, packed_products, blocked_products, shifted_products])
 @pytest.mark.parametrize(
     ("arch", "lanes"), [*LANES.items(), ("cascadelake", 8)], ids=[*LANES, "cascadelake by half vectors"]
 )
@@ -290,7 +204,8 @@ def test_a_power_of_two_beyond_two_limbs_is_no_vector_product() -> None:
 
 
 def test_the_taps_of_sums_in_blocks(tmp_path: Path) -> None:
-    program = join("tapped", [*groups_of_integers([16, 64]), large_sums(factor=1)])
+    plain, shifted = (groups_of_integers([16, 64], exponents) for exponents in (0, 3))
+    program = join("tapped", [*plain, large_sums(factor=1), *shifted, large_sums(factor=1, exponents=5)])
     assert taken(program) == {n.output for n in program.nodes}
     session = target("cpu").start(built("cpu", program, tmp_path / "package"), tmp_path, traced=True)
     for v in golden(program):
@@ -300,25 +215,34 @@ def test_the_taps_of_sums_in_blocks(tmp_path: Path) -> None:
         assert [k for k, e in expected.items() if not np.array_equal(e, got[k])] == []
 
 
-def not_only_products() -> list[Program]:
-    """Sums of blocks that something else reads, or that are an output; large ones, where the total takes 64 bits."""
-    rng = np.random.default_rng(0)
-    weight, factors = rng.integers(-8, 8, (19, 3, 16)), rng.integers(0, 256, (19, 3))
-    made = in_blocks("read", weight, IntType(4), factors, np.zeros(19, np.int64))
-    same = (("hi", 1 << 20), ("lo", -(1 << 20)), ("ma", 1), ("mb", 1), ("s", 1))
-    again = Node("add", same, ("read.sums", "read.sums"), "read.twice", "tna,tna->tna", "read")
-    return [
-        replace(made, nodes=(*made.nodes, again), outputs=("read.y", "read.twice")),
-        replace(made, outputs=("read.sums", "read.y")),
-        large_sums(factor=255),
-    ]
+LEFT = ["read twice", "an output", "too large", "shifted after an output", "shifted to an output", "by row", "too far"]
 
 
-@pytest.mark.parametrize("number", range(3), ids=["read twice", "an output", "too large"])
+@pytest.mark.parametrize("number", range(len(LEFT)), ids=LEFT)
 def test_sums_in_blocks_that_stay_in_plain_loops(number: int) -> None:
     program = not_only_products()[number]
     assert taken(program) == set()
     assert_exact(program, list(golden(program)))
+
+
+@pytest.mark.parametrize("found", [build.INVALID, "another error"])
+def test_invalid_code_is_made_again_without_the_vectorizer(found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, targets = build._compiled, list[dict[str, Any]]()
+
+    def failing(function: function.Function, target: dict[str, Any]) -> Any:
+        targets.append(target)
+        if "cl-opt" not in target:
+            raise tvm.error.InternalError(found)
+        return made(function, target)
+
+    monkeypatch.setattr(build, "_compiled", failing)
+    program = mamba_block()
+    if found == build.INVALID:
+        assert_exact(program, list(golden(program)))
+    else:
+        with pytest.raises(tvm.error.InternalError, match=found):
+            assert_exact(program, list(golden(program)))
+    assert len(targets) == 1 + (found == build.INVALID)
 
 
 def test_an_unknown_cpu_is_refused(tmp_path: Path) -> None:
