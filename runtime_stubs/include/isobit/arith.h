@@ -40,8 +40,7 @@ static inline int32_t isobit_clz(int64_t x, int32_t width) {
 /* x * 2^n where the result is known to fit: a shift of a negative value would be undefined. */
 static inline int64_t isobit_shl(int64_t x, int32_t n) { return (int64_t)((uint64_t)x << n); }
 
-/* A kernel is not inlined: in `step`, its inner loops would share their registers with those of all others.
- */
+/* A kernel is not inlined: in `step`, its inner loops would share registers with those of all others. */
 #ifdef __GNUC__
 #define ISOBIT_KERNEL __attribute__((noinline)) static
 #else
