@@ -202,7 +202,7 @@ def test_l_mul_is_exact_on_every_target(families: tuple[str, ...], multiplier: s
 
 
 @pytest.mark.needs("gcc")
-@pytest.mark.parametrize("name", ["fp8-e4m3", "mxfp8-g16", "e5m2"])
+@pytest.mark.parametrize("name", ["fp8-e4m3", "mxfp8-g16", pytest.param("e5m2", marks=pytest.mark.slow)])
 def test_minifloat_activations_are_exact(name: str) -> None:
     assert_exact({f: activated(f, name) for f in SEQUENCES}, "odd", ["interpret", "ort", "c"])
 

@@ -43,7 +43,7 @@ def models(mode: str, families: tuple[str, ...]) -> dict[str, Quantized]:
 
 
 @TOOLS
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ["quad", "ivit", *(pytest.param(m, marks=pytest.mark.slow) for m in ("clz", "lut"))])
 def test_models_are_exact_and_have_the_ops_of_their_mode(mode: str) -> None:
     found = set[str]()
     for families in MODELS:

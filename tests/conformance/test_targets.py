@@ -46,7 +46,7 @@ def test_every_case_of_every_op(name: str) -> None:
 
 
 @every_target
-@pytest.mark.parametrize("which", [0, 1], ids=["narrow", "wide"])
+@pytest.mark.parametrize("which", [0, pytest.param(1, marks=pytest.mark.slow)], ids=["narrow", "wide"])
 def test_every_primitive(name: str, which: int, monkeypatch: pytest.MonkeyPatch) -> None:
     ops, programs = primitive_programs()
     for key, op in ops.items():

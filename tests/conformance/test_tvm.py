@@ -178,9 +178,18 @@ def test_lanes_of_cpus() -> None:
     assert {arch: build.dot_lanes(arch) for arch in LANES} == LANES
 
 
-@pytest.mark.parametrize("make", [matrix_products, packed_products, blocked_products, shifted_products])
+CPUS = {name: (name, lanes) for name, lanes in LANES.items()} | {"cascadelake by half vectors": ("cascadelake", 8)}
+PRODUCTS = (matrix_products, packed_products, blocked_products, shifted_products)
+
+
 @pytest.mark.parametrize(
-    ("arch", "lanes"), [*LANES.items(), ("cascadelake", 8)], ids=[*LANES, "cascadelake by half vectors"]
+    ("arch", "lanes", "make"),
+    [
+        pytest.param(*cpu, make, id=f"{name}-{make.__name__}", marks=[] if quick else [pytest.mark.slow])
+        for name, cpu in CPUS.items()
+        for make in PRODUCTS
+        for quick in [name == "cascadelake" or make in PRODUCTS[:2]]
+    ],
 )
 def test_matrix_products_by_vector_instructions(
     arch: str, lanes: int, make: Callable[[], Program], monkeypatch: pytest.MonkeyPatch

@@ -74,6 +74,7 @@ def test_a_saved_program_needs_neither_torch_nor_tvm(digits: Path, tmp_path: Pat
         assert not {"torch", "tvm"} & set(done.err.partition("LOADED")[2].split()), command
 
 
+@pytest.mark.slow
 @pytest.mark.needs(*DEMO_TOOLS)
 def test_demo(tmp_path: Path) -> None:
     done = succeeded(installed("demo", "--json", "-o", "made", cwd=tmp_path))
@@ -135,7 +136,12 @@ def test_quantize_with_states_of_other_widths(digits: Path, tmp_path: Path) -> N
     assert states["layers.1.mixer.recurrence.state"] == "i8"
 
 
-@pytest.mark.parametrize("name", [pytest.param(t, marks=pytest.mark.needs(*NEEDS.get(t, ()))) for t in TARGETS])
+SLOW = {name: [pytest.mark.slow] for name in ("cpu", "gpu")}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(t, marks=[pytest.mark.needs(*NEEDS.get(t, ())), *SLOW.get(t, [])]) for t in TARGETS]
+)
 def test_build_twice_gives_the_same_bytes(name: str, block: Path, tmp_path: Path) -> None:
     if name == "interpret":
         refused = isobit("build", block, "--target", name, "-o", tmp_path / "a")

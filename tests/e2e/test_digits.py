@@ -20,7 +20,8 @@ def run(recipe: str) -> Quantized:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "points", "noise"), [("w8a8", 1.0, 22.0), ("w8a16", 1.0, 37.0), ("w4a8", 2.0, 13.0)]
+    ("recipe", "points", "noise"),
+    [("w8a8", 1.0, 22.0), pytest.param("w8a16", 1.0, 37.0, marks=pytest.mark.slow), ("w4a8", 2.0, 13.0)],
 )
 def test_integers_classify_as_well_as_floats(recipe: str, points: float, noise: float) -> None:
     test, q = digits.data().test, run(recipe)

@@ -38,7 +38,9 @@ SIXTEEN = {"act_bits": 16}
 REVERSING = {
     "w8a16": Recipe("w8a16", act_bits=16),
     "w8a13s15": Recipe("w8a13s15", act_bits=13, state_bits=15),
-    "w8a8-16": Recipe("w8a8-16", layers={k: SIXTEEN for k in ("rwkv1.*", "rwkv2.recurrence", "ffn1.*", "ffn2.value")}),
+    "w8a8-16": Recipe(
+        "w8a8-16", layers=dict.fromkeys(("rwkv1.*", "rwkv2.recurrence", "ffn1.*", "ffn2.value"), SIXTEEN)
+    ),
 }
 """Recipes that keep 99.9 % of the digits; the last has 16-bit operands only where 8 bits lose digits."""
 

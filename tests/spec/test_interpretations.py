@@ -26,7 +26,8 @@ from tests.primitives import primitive_programs, primitive_vectors
 
 OPERATORS, PROGRAMS = primitive_programs()
 NODES = [(p, n) for p in PROGRAMS for n in p.nodes]
-ALL = 1 << 17
+SOME, ALL = 1 << 13, 1 << 17
+"""Combinations of values: in the default suite, and in the slow one, of 16 bits all."""
 
 
 def operands(program: Program, node: Node, count: int) -> list[Array]:
@@ -52,8 +53,9 @@ each_node = pytest.mark.parametrize(("program", "node"), NODES, ids=[f"{n.loc}-{
 
 
 @each_node
-def test_numpy_torch_and_graph_equal_ints(program: Program, node: Node) -> None:
-    values = operands(program, node, ALL)
+@pytest.mark.parametrize("count", [SOME, pytest.param(ALL, marks=pytest.mark.slow)], ids=["some", "all"])
+def test_numpy_torch_and_graph_equal_ints(program: Program, node: Node, count: int) -> None:
+    values = operands(program, node, count)
     expected = on_ints(node, values)
     define, graph = OPERATORS[node.op].define, traced(program, node)
 
