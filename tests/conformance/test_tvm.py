@@ -22,7 +22,7 @@ from isobit.quant.expr.symbols import Traced
 from isobit.quant.formats import FORMATS
 from isobit.quant.interpret import interpret
 from isobit.quant.ops import OPS, Case
-from isobit.quant.program import Arrays, Program, constant
+from isobit.quant.program import Program, constant
 from isobit.quant.vectors import Vectors, case_program, golden, join
 from isobit.targets.gpu.driver import Device
 from isobit.targets.gpu.target import runs_on
@@ -40,6 +40,7 @@ from tests.products import (
     packed_products,
     shifted_products,
 )
+from tests.traced import wrong_taps
 
 pytestmark = pytest.mark.needs("gcc")
 
@@ -66,10 +67,7 @@ def test_the_taps_of_every_op_equal_the_reference(tmp_path: Path) -> None:
     program = every_case()
     session = target("cpu").start(built("cpu", program, tmp_path / "package"), tmp_path, traced=True)
     for v in golden(program):
-        expected: Arrays = {}
-        interpret(program, v.inputs, v.start, expected)
-        got = session.trace(v.inputs, v.start)
-        assert [k for k, e in expected.items() if not np.array_equal(e, got[k])] == []
+        assert wrong_taps(session, program, v) == []
 
 
 def test_a_session_without_taps_says_so(tmp_path: Path) -> None:
@@ -218,10 +216,7 @@ def test_the_taps_of_sums_in_blocks(tmp_path: Path) -> None:
     assert taken(program) == {n.output for n in program.nodes}
     session = target("cpu").start(built("cpu", program, tmp_path / "package"), tmp_path, traced=True)
     for v in golden(program):
-        expected: Arrays = {}
-        interpret(program, v.inputs, v.start, expected)
-        got = session.trace(v.inputs, v.start)
-        assert [k for k, e in expected.items() if not np.array_equal(e, got[k])] == []
+        assert wrong_taps(session, program, v) == []
 
 
 LEFT = ["read twice", "an output", "too large", "shifted after an output", "shifted to an output", "by row", "too far"]
